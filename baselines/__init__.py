@@ -1,0 +1,16 @@
+"""The methods that come with the benchmark. A name lives here and in its record; a test keeps the two equal."""
+
+METHODS: dict[str, str] = {
+    "start": "baselines.sft:START",
+    "sft": "baselines.sft:SFT",
+    "sft-continued": "baselines.sft:SFT_CONTINUED",
+    "spin": "baselines.pairwise:SPIN",
+    "dpo": "baselines.pairwise:DPO",
+    "gsil-logistic": "baselines.gsil:LOGISTIC",
+    "gsil-brier": "baselines.gsil:BRIER",
+    "gsil-hinge": "baselines.gsil:HINGE",
+    "gsil-kliep": "baselines.gsil:KLIEP",
+    "gsil-lsif": "baselines.gsil:LSIF",
+    "gsil-exponential": "baselines.gsil:EXPONENTIAL",
+}
+"""Name → "module:ATTRIBUTE" of its Method."""

@@ -1,0 +1,200 @@
+"""Compare ways of learning from demonstrations: the one command, and the only place that composes all stages.
+
+    python -m gsil_bench.compare --methods sft,gsil-logistic
+
+Read inputs → plan → run the stages that are not there yet → a result file per cell → tables. Exit codes: 0 all cells have results,
+1 some failed, 2 bad input (one line says what), 130 interrupted (the same command continues).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+import baselines
+from gsil_bench.config import Config, parse_fields, parse_settings, resolve
+from gsil_bench.errors import UserError
+
+RECIPES = Path(baselines.__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is about this call and not about the comparison."""
+
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def run(config: Config, options: Options = Options()) -> int:
+    """Compare, print the table, and return the exit code."""
+    from gsil_bench.execution.local import LocalRun
+    from gsil_bench.inputs import read_inputs
+    from gsil_bench.interrupt import Interrupts
+    from gsil_bench.plan import Planner
+    from gsil_bench.records import CellFailure
+    from gsil_bench.reporting.plan_view import plan_record, plan_text
+    from gsil_bench.reporting.progress import Reporter
+    from gsil_bench.results import write_result
+    from gsil_bench.stages import Resources
+    from gsil_bench.store import Store
+    from gsil_bench.tasks.task import ScoringResources
+
+    out, reporter = Path(config.out), Reporter()
+    inputs = read_inputs(config)
+    plan, store = Planner(inputs).plan(), Store(out / "store")
+    if options.dry_run:
+        print(json.dumps(plan_record(plan, store), indent=1) if options.as_json else plan_text(plan, store))
+        return 0
+    reporter.line(plan_text(plan, store))
+    write_config(config, out)
+    resources = Resources(inputs, scoring=ScoringResources(allow_code_execution=config.allow_code_execution))
+    results = []
+    with Interrupts() as interrupts:
+        execution = LocalRun(store, resources, reporter, interrupts, out / "failures")
+        try:
+            outcome = execution.execute(
+                plan, lambda cell, outcome: results.append(write_result(out, cell, inputs, outcome.made))
+            )
+        except KeyboardInterrupt:
+            reporter.line("interrupted; everything done so far is kept, the same command continues from here")
+            return 130
+    failures = [
+        CellFailure(cell.method.name, cell.seed, cell.task, reason)
+        for cell in plan.cells
+        if (reason := outcome.reason(cell)) is not None
+    ]
+    order = {(cell.method.name, cell.seed, cell.task): number for number, cell in enumerate(plan.cells)}
+    results.sort(key=lambda result: order[result.method, result.seed, result.task])
+    show(plan, results, failures, out, options.as_json)
+    return 1 if failures else 0
+
+
+def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json: bool) -> None:
+    """Write the tables below `out` and print one."""
+    from gsil_bench.records import write_atomically
+    from gsil_bench.reporting import tables
+
+    inputs = plan.inputs
+    comparison = tables.Comparison.of(
+        results,
+        failures,
+        methods=[method.name for method in inputs.methods],
+        tasks=list(dict.fromkeys(cell.task for cell in plan.cells)),
+        control=inputs.control,
+        notes=inputs.notes,
+    )
+    files = {
+        out / "table.md": tables.render_markdown(comparison),
+        out / "table.csv": tables.render_csv(comparison),
+        out / "table.txt": tables.render_terminal(comparison, width=100),
+        out / "table.json": json.dumps(tables.render_json(comparison), indent=1, ensure_ascii=False) + "\n",
+    }
+    for path, text in files.items():
+        write_atomically(path, text)
+    if as_json:
+        print((out / "table.json").read_text(encoding="utf-8"), end="")
+        return
+    console = Console(highlight=False)
+    print(tables.render_terminal(comparison, width=console.width, colour=console.is_terminal))
+    for line in tables.render_summary(comparison):
+        print(line)
+    print(f"\nfiles: {', '.join(str(path) for path in files)}; results of every cell: {out / 'results'}")
+
+
+def write_config(config: Config, out: Path) -> None:
+    """The resolved configuration, as a recipe that gives the same comparison."""
+    from gsil_bench.records import write_atomically
+
+    try:
+        write_atomically(out / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; choose another folder") from error
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit code of an action: bad input is one line and 2, Ctrl-C before anything ran is 130."""
+    try:
+        return action()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def compare(
+    methods: Annotated[str | None, typer.Option(help="Names separated by commas, or module:ATTRIBUTE. [sft,gsil-logistic]")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, hub id, or mini (the embedded model). [mini]")] = None,
+    demonstrations: Annotated[
+        str | None, typer.Option(help="File, folder, hub id or task name. [the train splits of the compared tasks]")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Names separated by commas; a suite's name stands for its tasks. [mini]")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds separated by commas. [0]")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="Change a method's setting; repeatable.")
+    ] = None,
+    field: Annotated[
+        list[str] | None, typer.Option("--field", metavar="FIELD=NAME", help="How the file names a field; repeatable.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged recipe; flags override it.")] = None,
+    control: Annotated[str | None, typer.Option(help="Method that differences are taken from. [sft-continued, or the first]")] = None,
+    no_start: Annotated[bool, typer.Option("--no-start", help="Leave out the row of the untrained model.")] = False,
+    chat_template: Annotated[str | None, typer.Option(help="Jinja file or plain, for a tokenizer without one.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder searched for data files first; also GSIL_BENCH_DATA.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of results and artefacts. [runs]")] = None,
+    limit: Annotated[str | None, typer.Option(help="Items per task. [all]")] = None,
+    limit_demonstrations: Annotated[str | None, typer.Option(help="Demonstrations read. [all]")] = None,
+    drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out demonstrations longer than the context.")] = False,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Consent to run generated code in the sandbox.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Train every method on the same demonstrations, evaluate every checkpoint, print a table with verdicts."""
+    typed: Mapping[str, Any] = {
+        "methods": methods,
+        "model": model,
+        "demonstrations": demonstrations,
+        "tasks": tasks,
+        "seeds": seeds,
+        "control": control,
+        "chat_template": chat_template,
+        "start": False if no_start else None,
+        "data_dir": data_dir,
+        "out": out,
+        "limit": limit,
+        "limit_demonstrations": limit_demonstrations,
+        "drop_long": drop_long or None,
+        "allow_code_execution": allow_code_execution or None,
+        "device": device,
+    }
+
+    def action() -> int:
+        flags = {key: value for key, value in typed.items() if value is not None}
+        flags |= {"set": parse_settings(set_)} if set_ else {}
+        flags |= {"fields": parse_fields(field)} if field else {}
+        config = resolve(flags, recipe, RECIPES)
+        return run(config, Options(dry_run, as_json))
+
+    raise typer.Exit(guarded(action))
+
+
+def main() -> None:
+    """Entry point of `python -m gsil_bench.compare`."""
+    typer.run(compare)
+
+
+if __name__ == "__main__":
+    main()

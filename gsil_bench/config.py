@@ -1,0 +1,173 @@
+"""What a user asks for: one frozen record, from defaults, a recipe (YAML) and flags, in that order of precedence."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gsil_bench.errors import UserError, unknown_name
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A comparison. Each field is a flag (`--drop-long`) and a key of a recipe (`drop_long: true`)."""
+
+    model: str = "mini"
+    """Folder, hub id or "mini"."""
+    demonstrations: str | None = None
+    """File, folder, hub id or the name of a task (its train split); None: the train splits of the compared tasks."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """How a file names its fields: {"prompt": "question", "completion": "answer"}."""
+    methods: tuple[str, ...] = ("sft", "gsil-logistic")
+    tasks: tuple[str, ...] = ("mini",)
+    seeds: tuple[int, ...] = (0,)
+    set: Settings = field(default_factory=dict)
+    """METHOD → SETTING → VALUE."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Training settings of all methods."""
+    start: bool = True
+    """Show the model as given, untrained, as the first row."""
+    control: str | None = None
+    """The method that the others are compared with; None: sft-continued if it is compared, otherwise the first
+    that trains."""
+    chat_template: str | None = None
+    """A Jinja file or "plain", for a tokenizer that brings none."""
+    data_dir: str | None = None
+    """Folder that is searched for data files before they are downloaded; also GSIL_BENCH_DATA."""
+    out: str = "runs"
+    """Folder of results and artefacts."""
+    limit: int | None = None
+    """Items per task."""
+    limit_demonstrations: int | None = None
+    drop_long: bool = False
+    """Leave out demonstrations that are longer than the context, instead of stopping."""
+    allow_code_execution: bool = False
+    """Consent to run arbitrary generated code in the sandbox."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON and YAML types only."""
+        data = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+
+LISTS: dict[str, type] = {"methods": str, "tasks": str, "seeds": int}
+NUMBERS = ("limit", "limit_demonstrations")
+SWITCHES = ("start", "drop_long", "allow_code_execution")
+MAPPINGS = ("fields", "set", "training")
+
+
+def resolve(flags: Mapping[str, Any], recipe: str | None, recipes: Path) -> Config:
+    """The configuration that flags and recipe ask for.
+
+    The packaged recipe of a packaged model (`mini.yaml` for `mini`) lies under every other layer: it holds settings that suit its size.
+
+    Args:
+        flags: field → value for those the user typed; strings as typed.
+        recipe: a YAML file, or the name of one in `recipes`.
+        recipes: folder of the packaged recipes.
+
+    Raises:
+        UserError: an unreadable recipe, an unknown key, a value of the wrong type.
+    """
+    asked = _load_recipe(recipe, recipes) if recipe else {}
+    model = str(flags.get("model") or asked.get("model") or Config.model)
+    packaged = recipes / f"{model}.yaml"
+    base = _load_recipe(model, recipes) if packaged.name == f"{Path(model).name}.yaml" and packaged.is_file() else {}
+    layers = [base, asked, {key: _typed(key, value, f"--{key.replace('_', '-')}") for key, value in flags.items()}]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            merged[key] = _merge(merged.get(key), value) if key in MAPPINGS else value
+    return Config(**merged)
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """METHOD.SETTING=VALUE, several times, as METHOD → SETTING → VALUE."""
+    settings: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        target, equals, value = assignment.partition("=")
+        method, dot, setting = target.rpartition(".")
+        if not (equals and dot and method and setting and value):
+            raise UserError(f"--set {assignment}: expected METHOD.SETTING=VALUE, such as gsil-logistic.scale=0.5")
+        settings.setdefault(method, {})[setting] = yaml.safe_load(value)
+    return settings
+
+
+def parse_fields(assignments: Sequence[str]) -> dict[str, str]:
+    """FIELD=NAME, several times."""
+    pairs = [assignment.partition("=") for assignment in assignments]
+    for (name, equals, value), assignment in zip(pairs, assignments, strict=True):
+        if not (name and equals and value):
+            raise UserError(f"--field {assignment}: expected FIELD=NAME, such as prompt=question")
+    return {name: value for name, _, value in pairs}
+
+
+def _load_recipe(name: str, recipes: Path) -> dict[str, Any]:
+    """A recipe's fields, checked."""
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else recipes / f"{name}.yaml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        known = sorted(item.stem for item in recipes.glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"recipe {name!r}: {error.strerror}; {hint}packaged ones: {', '.join(known)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"recipe {path}: expected keys and values, found {type(data).__name__}")
+    known_keys = [item.name for item in dataclasses.fields(Config)]
+    fields = {str(key).replace("-", "_"): value for key, value in data.items()}
+    for key in fields:
+        if key not in known_keys:
+            raise unknown_name(f"key in recipe {path}", key, known_keys)
+    return {key: _typed(key, value, f"recipe {path}: {key}") for key, value in fields.items()}
+
+
+def _typed(key: str, value: Any, where: str) -> Any:
+    """A value converted to its field's type, or a UserError that names where it came from."""
+    if key in LISTS:
+        return _list(value, LISTS[key], where)
+    if key in NUMBERS and value is not None:
+        if isinstance(value, bool) or not str(value).lstrip("-").isdigit() or int(value) < 1:
+            raise UserError(f"{where}: expected a whole number of at least 1, found {value!r}")
+        return int(value)
+    if key in SWITCHES and not isinstance(value, bool):
+        raise UserError(f"{where}: expected true or false, found {value!r}")
+    if key in MAPPINGS:
+        fine = isinstance(value, Mapping) and (key != "set" or all(isinstance(item, Mapping) for item in value.values()))
+        if not fine:
+            raise UserError(f"{where}: expected {'METHOD: {SETTING: VALUE}' if key == 'set' else 'keys and values'}, found {value!r}")
+        return value
+    return value if key in NUMBERS or key in SWITCHES or value is None else str(value)
+
+
+def _list(value: Any, kind: type, where: str) -> tuple[Any, ...]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    try:
+        items = tuple(kind(part.strip() if isinstance(part, str) else part) for part in parts if str(part).strip())
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: expected {kind.__name__} values separated by commas, found {value!r}") from None
+    if not items:
+        raise UserError(f"{where}: is empty")
+    if kind is int and any(item < 0 for item in items):
+        raise UserError(f"{where}: {min(items)} is negative")
+    return tuple(dict.fromkeys(items))
+
+
+def _merge(below: Any, above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key, inner ones (a method's settings) too."""
+    merged = dict(below or {})
+    for key, value in above.items():
+        merged[key] = {**merged[key], **value} if isinstance(value, Mapping) and key in merged else value
+    return merged

@@ -1,0 +1,1 @@
+"""Demonstrations, chat formats, pinned data files and the embedded suite."""

@@ -1,0 +1,24 @@
+"""Errors that a user can mend: one line that says what, where and what to do, and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The command prints the message as one line and exits with code 2."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a list, offering the nearest one.
+
+    Args:
+        what: what the name should be, for the message ("method", "task", "key in mini.yaml").
+        name: the name that was given.
+        known: the names that exist.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return UserError(f"unknown {what} {name!r}: {hint}Known: {', '.join(names) or 'none'}")

@@ -1,0 +1,87 @@
+"""What a plan will cost: from the speeds seen in this store where there are any, otherwise from the model's size and the machine's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsil_bench.plan import Plan, Stage
+from gsil_bench.records import write_atomically
+from gsil_bench.store import Artefact, Store
+
+FLOPS_PER_PARAMETER_AND_TOKEN = {"training": 6.0, "reference": 2.0, "held-out": 2.0, "generations": 6.0, "answers": 6.0}
+"""A forward pass costs 2, a backward pass 4. Decoding one token at a time reaches about a third of a forward pass's speed."""
+CPU_FLOPS_PER_THREAD = 25e9
+GPU_FLOPS = 5e13
+SECONDS_PER_STAGE = 0.3
+"""Loading, writing, hashing."""
+SECONDS_PER_SCORING = 2.0
+
+
+@dataclass
+class Speeds:
+    """Tokens per second by kind of stage and size of model, kept beside the artefacts."""
+
+    path: Path
+    seen: dict[str, float]
+
+    @staticmethod
+    def of(store: Store) -> Speeds:
+        """What earlier runs in this store saw."""
+        path = store.root / "speeds.json"
+        try:
+            seen = {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            seen = {}  # an estimate may start afresh; nothing else depends on this file
+        return Speeds(path, seen)
+
+    def observe(self, stage: Stage, parameters: int, seconds: float) -> None:
+        """Remember how fast a stage was."""
+        if stage.tokens > 0 and seconds > 0:
+            self.seen[f"{stage.kind}/{parameters}"] = round(stage.tokens / seconds, 1)
+            write_atomically(self.path, json.dumps(self.seen, indent=1, sort_keys=True) + "\n")
+
+    def seconds(self, stage: Stage, parameters: int, device: str) -> float:
+        """Expected duration of a stage."""
+        if stage.kind == "scores":
+            return SECONDS_PER_SCORING
+        if stage.tokens == 0:
+            return SECONDS_PER_STAGE
+        speed = self.seen.get(f"{stage.kind}/{parameters}") or _guess(stage.kind, parameters, device)
+        return SECONDS_PER_STAGE + stage.tokens / speed
+
+
+def _guess(kind: str, parameters: int, device: str) -> float:
+    """Tokens per second on a machine that has not been seen at work."""
+    import torch
+
+    flops = GPU_FLOPS if device == "cuda" else CPU_FLOPS_PER_THREAD * torch.get_num_threads()
+    return flops / (FLOPS_PER_PARAMETER_AND_TOKEN[kind] * parameters)
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """A stage before the run."""
+
+    stage: Stage
+    done: bool
+    seconds: float
+
+
+def forecast(plan: Plan, store: Store) -> list[StageForecast]:
+    """Every stage with whether its artefact is there and how long it will take. What depends on weights that are not yet known counts
+    as not there."""
+    speeds, model = Speeds.of(store), plan.inputs.model
+    made: dict[str, Artefact] = {}
+    forecasts = []
+    for stage in plan.stages:
+        found = stage.given
+        if found is None and all(need.key in made for need in stage.needs.values()):
+            found = store.lookup(stage.kind, stage.fingerprint(made))
+        if found is not None:
+            made[stage.key] = found
+        if stage.given is None:
+            seconds = 0.0 if found else speeds.seconds(stage, model.parameters, model.device)
+            forecasts.append(StageForecast(stage, found is not None, seconds))
+    return forecasts

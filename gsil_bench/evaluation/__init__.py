@@ -1,0 +1,1 @@
+"""Answers, scores and the statistics of comparisons. Never imports training."""

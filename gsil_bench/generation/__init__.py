@@ -1,0 +1,1 @@
+"""Engines that complete prompts, and completions on disk."""

@@ -1,0 +1,272 @@
+"""What a comparison is about, read and checked before any work starts: model, chat format, demonstrations, tasks, methods.
+
+Everything that a user can get wrong is found here, as one `UserError`, with nothing written yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gsil_bench.config import Config
+from gsil_bench.data.chat import ChatFormat
+from gsil_bench.data.demonstrations import check_lengths, from_items, read_demonstrations, split_held_out
+from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.methods import Method, load_method, with_settings
+from gsil_bench.models import checkpoint
+from gsil_bench.records import Demonstration, Encoded, digest
+from gsil_bench.tasks import TASKS, expand, load_task
+from gsil_bench.tasks.task import Item, Task
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a method or task may be called: its name becomes part of a path."""
+
+
+STARTING_MODEL = "start"
+"""The method that does not train, which every comparison shows unless it is told not to."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The starting model and everything that its folder says."""
+
+    name: str
+    folder: Path
+    weights_sha256: str
+    chat: ChatFormat
+    context_length: int
+    parameters: int
+    device: str
+
+    @property
+    def precision(self) -> str:
+        """Of forward passes; part of every fingerprint."""
+        return "fp32" if self.device == "cpu" else "fp32-cuda"
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Demonstrations with their tokens, split into those that are trained on and those that are held out."""
+
+    source: str
+    train: tuple[Demonstration, ...]
+    held_out: tuple[Demonstration, ...]
+    counts: Mapping[str, int]
+    """Rows read, duplicates, empty and over-long answers left out, held out, kept for training."""
+    train_encoded: tuple[Encoded, ...]
+    held_out_encoded: tuple[Encoded, ...]
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of both sides, in order."""
+        return digest([[demonstration.id for demonstration in side] for side in (self.train, self.held_out)])
+
+    @property
+    def preferences(self) -> int:
+        """Training demonstrations that come with a rejected answer."""
+        return sum(demonstration.rejected is not None for demonstration in self.train)
+
+
+@dataclass(frozen=True)
+class TaskInput:
+    """A task and the items that are asked."""
+
+    task: Task
+    items: tuple[Item, ...]
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the items: ids, turns and what the scorer reads."""
+        return digest([[item.id, item.turns, dict(item.reference)] for item in self.items])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All of it."""
+
+    config: Config
+    model: Model
+    demonstrations: Demonstrations
+    tasks: tuple[TaskInput, ...]
+    methods: tuple[Method, ...]
+    """In the user's order, with their settings resolved."""
+    data_dir: Path | None
+    notes: tuple[str, ...]
+    """What a reader of the table should know: which data a method used, what was left out."""
+
+    @property
+    def control(self) -> str:
+        """The method that differences are taken from."""
+        names = [method.name for method in self.methods]
+        matched = [method.name for method in self.methods if method.batches == "matched-demonstrations"]
+        trained = [method.name for method in self.methods if method.trains]
+        chosen = self.config.control or [*matched, *trained, *names][0]
+        if chosen not in names:
+            raise unknown_name("control", chosen, names)
+        return chosen
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Read and check everything.
+
+    Raises:
+        UserError: whatever is wrong first.
+    """
+    check_writable(Path(config.out))
+    methods = resolve_methods(config)
+    data_dir = _data_dir(config)
+    tasks = _tasks(config, data_dir)
+    model = read_model(config)
+    demonstrations = _demonstrations(config, tasks, model, data_dir)
+    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(methods, demonstrations)))
+    _ = inputs.control  # a wrong --control is found now
+    return inputs
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError unless files can be made in the folder, or in the nearest parent that exists."""
+    nearest = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    if not nearest.is_dir():
+        raise UserError(f"--out {folder}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: no permission to write in {nearest}; choose another folder")
+
+
+def resolve_methods(config: Config) -> tuple[Method, ...]:
+    """The methods by their names, with the settings of recipe and flags."""
+    methods = []
+    untrained = (STARTING_MODEL,) if config.start and STARTING_MODEL not in config.methods else ()
+    for typed in (*untrained, *config.methods):
+        method = load_method(typed)
+        if not NAME.fullmatch(method.name):
+            raise UserError(f"method {typed!r} is named {method.name!r}: letters, digits, '.', '_' and '-' only (64 at most)")
+        changes = {**config.set.get(method.name, {}), **config.set.get(typed, {})}
+        fitting = config.training if method.loss is not None else {}
+        methods.append(with_settings(method, {**fitting, **changes}))
+    names = [method.name for method in methods]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise UserError(f"two methods are named {repeated.pop()!r}")
+    return tuple(methods)
+
+
+def _data_dir(config: Config) -> Path | None:
+    named = config.data_dir or os.environ.get("GSIL_BENCH_DATA")
+    if named and not Path(named).is_dir():
+        where = "--data-dir" if config.data_dir else "GSIL_BENCH_DATA"
+        raise UserError(f"{where} {named}: no such folder")
+    return Path(named) if named else None
+
+
+def _tasks(config: Config, data_dir: Path | None) -> tuple[TaskInput, ...]:
+    tasks = []
+    for name in expand(list(config.tasks)):
+        task = load_task(name)
+        if not NAME.fullmatch(task.name):
+            raise UserError(f"task {name!r} is named {task.name!r}: letters, digits, '.', '_' and '-' only (64 at most)")
+        if task.runs_code and not config.allow_code_execution:
+            raise UserError(f"task {task.name} runs generated code: read docs on the sandbox, then pass --allow-code-execution")
+        items = tuple(task.items("test", data_dir))[: config.limit]
+        tasks.append(TaskInput(task, items))
+    return tuple(tasks)
+
+
+def read_model(config: Config) -> Model:
+    """The starting model's folder, tokenizer and chat format."""
+    device = _device(config.device)
+    folder = checkpoint.resolve_model(config.model)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    chat = ChatFormat.of(tokenizer, config.chat_template, checkpoint.end_token_ids(folder))
+    return Model(
+        name=Path(config.model).name if Path(config.model).is_dir() else config.model,
+        folder=folder,
+        weights_sha256=checkpoint.weights_sha256(folder),
+        chat=chat,
+        context_length=checkpoint.context_length(folder),
+        parameters=checkpoint.parameter_count(folder),
+        device=device,
+    )
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked not in ("auto", "cpu", "cuda"):
+        raise unknown_name("device", asked, ["auto", "cpu", "cuda"])
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _demonstrations(config: Config, tasks: Sequence[TaskInput], model: Model, data_dir: Path | None) -> Demonstrations:
+    """Read, filter, split and tokenise."""
+    source, named, counts = _read(config, tasks, data_dir)
+    kept, dropped = check_lengths(named, model.chat, model.context_length, config.drop_long)
+    train, held_out = split_held_out(kept)
+    encoded = dict(zip([item.id for item in kept], model.chat.encode_many([(item.messages, item.answer) for item in kept]), strict=True))
+    return Demonstrations(
+        source=source,
+        train=tuple(train),
+        held_out=tuple(held_out),
+        counts={**counts, "too long": dropped, "held out": len(held_out), "trained on": len(train)},
+        train_encoded=tuple(encoded[item.id] for item in train),
+        held_out_encoded=tuple(encoded[item.id] for item in held_out),
+    )
+
+
+def _read(
+    config: Config, tasks: Sequence[TaskInput], data_dir: Path | None
+) -> tuple[str, list[Demonstration], Mapping[str, int]]:
+    """Demonstrations by file, folder, hub id or task name; the compared tasks' train splits if none are named."""
+    source = config.demonstrations
+    if source is not None and source not in TASKS and source not in ("mini",):
+        demonstrations, counts = read_demonstrations(
+            source, config.fields, data_dir=data_dir, limit=config.limit_demonstrations
+        )
+        return source, demonstrations, dataclasses.asdict(counts)
+    chosen = [load_task(name) for name in expand([source])] if source is not None else [item.task for item in tasks]
+    items: dict[str, Item] = {}
+    for task in chosen:
+        items |= {item.id: item for item in task.items("train", data_dir)}  # greedy and sampled variants share their items
+    if not items:
+        raise UserError(f"{', '.join(task.name for task in chosen)}: no train split; name a file with --demonstrations")
+    demonstrations = from_items(list(items.values()))[: config.limit_demonstrations]
+    label = "train split of " + ", ".join(dict.fromkeys(task.name for task in chosen))
+    return label, demonstrations, {"rows": len(demonstrations)}
+
+
+def _notes(methods: Sequence[Method], demonstrations: Demonstrations) -> list[str]:
+    """What was left out, and which generated side each method on preferences was given."""
+    notes = [f"{count} demonstrations left out: {why}" for why, count in demonstrations.counts.items()
+             if why in ("duplicates", "empty", "too long") and count]  # fmt: skip
+    for method in methods:
+        if "preferences" in method.needs:
+            notes.append(f"{method.name}: {preference_source(demonstrations)}")
+    return notes
+
+
+def preference_source(demonstrations: Demonstrations) -> str:
+    """Which rejected answers a method on preference data trains on, in words."""
+    given, total = demonstrations.preferences, len(demonstrations.train)
+    if given == total:
+        return "trained on the rejected answers of the preference data"
+    some = f" (only {given} of {total} demonstrations have a rejected answer)" if given else ""
+    return f"trained on demonstrations against samples of the initial policy{some}"
+
+
+def describe(inputs: Inputs) -> dict[str, Any]:
+    """The inputs in words and hashes, for the plan and for provenance."""
+    model, demonstrations = inputs.model, inputs.demonstrations
+    return {
+        "model": {"name": model.name, "weights_sha256": model.weights_sha256, "parameters": model.parameters},
+        "chat_sha256": model.chat.fingerprint,
+        "demonstrations": {"source": demonstrations.source, "sha256": demonstrations.content, **demonstrations.counts},
+        "tasks": {item.task.name: {"items": len(item.items), "sha256": item.content} for item in inputs.tasks},
+        "device": model.device,
+    }

@@ -1,0 +1,219 @@
+"""What a method is: a frozen record of a loss, what it needs and its protocol; and how one is found by name.
+
+Nothing in the suite asks a method's name; everything asks what the record needs. A loss is a pure function of named log-prob
+vectors and returns one value per example:
+
+    def logistic(pair: PairLogProbs, scale: float, shift: float) -> Tensor:  # (pairs,)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REGISTRY = "baselines"
+"""The module whose METHODS maps names to "module:ATTRIBUTE"; named, not imported, so that this module stays below it."""
+
+Need = Literal["generated", "reference", "preferences"]
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """Sums of log-probs over the scored tokens of a completion, fp32, shape (pairs,) each.
+
+    A vector that the method did not ask for in `needs` is NaN, so that a forgotten need shows at the first step.
+    """
+
+    policy_real_logps: Tensor
+    """log π_θ(y | x) of the demonstration."""
+    policy_generated_logps: Tensor
+    """log π_θ(y' | x) of the self-generation (or of the rejected answer, for a method on preference data)."""
+    reference_real_logps: Tensor
+    reference_generated_logps: Tensor
+    real_tokens: Tensor
+    """Scored tokens of the demonstration, end token included."""
+    generated_tokens: Tensor
+
+    @property
+    def real_log_ratios(self) -> Tensor:
+        """log π_θ(y|x) − log π_ref(y|x) of the demonstrations, (pairs,)."""
+        return self.policy_real_logps - self.reference_real_logps
+
+    @property
+    def generated_log_ratios(self) -> Tensor:
+        """log π_θ(y'|x) − log π_ref(y'|x) of the self-generations, (pairs,)."""
+        return self.policy_generated_logps - self.reference_generated_logps
+
+
+class Loss(Protocol):
+    """loss(pair, **settings) → one value per example, shape (pairs,)."""
+
+    def __call__(self, pair: PairLogProbs, /, **settings: float) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SelfPlay:
+    """The protocol of a method: who the opponent is, how it is sampled, and how often it changes.
+
+    SPIN and DPO on own samples have the same formula; only this record separates them, so it is part of the method,
+    of every fingerprint and of every result.
+    """
+
+    opponent: Literal["initial", "previous"] = "previous"
+    """Whose samples are the generated side and whose log-probs the reference: the initial policy or that of the last round."""
+    rounds: int = 1
+    """Times that self-generation, reference and training are repeated; the epochs are split evenly among them. 0: no training."""
+    mix_rounds: int = 1
+    """Rounds whose self-generations are trained on together: 1 is the newest only, 2 adds the one before (SPIN's authors)."""
+    temperature: float = 1.0
+    """Of the self-generations; 0 is greedy. The theory of density ratios wants samples (1.0)."""
+    max_new_tokens: int = 256
+    """Longest self-generation; one that is cut there gets no end token."""
+
+
+Batches = Literal["pairs", "matched-demonstrations"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of learning from demonstrations."""
+
+    name: str
+    """Exactly as typed after --methods and printed in tables."""
+    summary: str
+    """One sentence."""
+    loss: Callable[..., Tensor] | None
+    """loss(pair, **settings) → (pairs,). None only for a method that does not train."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """The loss's keywords with their defaults; `--set NAME.KEY=VALUE` changes them."""
+    needs: frozenset[Need] = frozenset()
+    """"generated": self-generations of the opponent; "reference": its log-probs; "preferences": rejected answers
+    instead of self-generations where the data carries them."""
+    protocol: SelfPlay = SelfPlay()
+    training: Mapping[str, float | int | str] = field(default_factory=dict)
+    """Fields of TrainConfig that this method changes (a pairwise loss wants a lower learning rate than SFT)."""
+    normalise: Literal["examples", "tokens"] = "examples"
+    """What a step's summed loss is divided by: its examples, or their scored real tokens."""
+    batches: Batches = "pairs"
+    """Where steps come from: the pairs themselves, or demonstrations matched to the pairs' tokens (the control)."""
+    paper: str = ""
+    """Citation with the equation."""
+    formula: str = ""
+    """The loss in one line of text."""
+
+    @property
+    def trains(self) -> bool:
+        """False for the starting model itself."""
+        return self.loss is not None and self.protocol.rounds > 0
+
+    @property
+    def source_sha256(self) -> str:
+        """Digest of the module that defines the loss: editing it makes new artefacts instead of serving old ones."""
+        module = inspect.getmodule(self.loss) if self.loss is not None else None
+        text = inspect.getsource(module) if module is not None else ""
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def decides(self) -> dict[str, Any]:
+        """What changes the weights, besides the training settings: not the name, nor the words about it."""
+        record = self.describe()
+        kept = ("loss", "settings", "needs", "protocol", "normalise", "batches")
+        return {key: record[key] for key in kept} | {"source_sha256": self.source_sha256}
+
+    def describe(self) -> dict[str, Any]:
+        """The whole record as JSON."""
+        record = dataclasses.asdict(self) | {"loss": getattr(self.loss, "__qualname__", None), "needs": sorted(self.needs)}
+        return {**record, "settings": dict(self.settings), "training": dict(self.training)}
+
+
+def load_method(name: str, registry: Mapping[str, str] | None = None) -> Method:
+    """The method of that name, an installed plug-in's, or the one at "module:ATTRIBUTE".
+
+    Args:
+        name: a key of the registry, the name of an entry point in the group "gsil_bench.methods", or "module:ATTRIBUTE".
+        registry: name → "module:ATTRIBUTE"; the baselines' by default.
+
+    Raises:
+        UserError: unknown name (the nearest is offered), or an attribute that cannot be loaded or is no Method.
+    """
+    known = dict(baseline_methods() if registry is None else registry)
+    known |= {entry.name: entry.value for entry in entry_points(group="gsil_bench.methods") if entry.name not in known}
+    target = known.get(name, name)
+    if ":" not in target:
+        raise unknown_name("method", name, known)
+    module, _, attribute = target.partition(":")
+    try:
+        method = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"method {name!r} cannot be loaded: {error}") from error
+    if not isinstance(method, Method):
+        raise UserError(f"method {name!r}: {target} is a {type(method).__name__}, not a gsil_bench.methods.Method")
+    return method
+
+
+def baseline_methods() -> Mapping[str, str]:
+    """METHODS of the registry module."""
+    return cast(Mapping[str, str], importlib.import_module(REGISTRY).METHODS)
+
+
+def with_settings(method: Method, changes: Mapping[str, Any]) -> Method:
+    """The method with some of its settings changed: a keyword of its loss, a field of its protocol, or of TrainConfig.
+
+    Raises:
+        UserError: an unknown setting (the nearest is offered) or a value of the wrong type.
+    """
+    groups = {
+        "settings": dict(method.settings),
+        "protocol": dataclasses.asdict(method.protocol),
+        "training": TrainConfig.defaults(),
+    }
+    for key, value in changes.items():
+        group = next((name for name, fields in groups.items() if key in fields), None)
+        if group is None:
+            raise unknown_name(f"setting of {method.name}", key, [key for fields in groups.values() for key in fields])
+        typed = _as_type_of(groups[group][key], value, f"{method.name}.{key}")
+        if group == "settings":
+            method = dataclasses.replace(method, settings={**method.settings, key: typed})
+        elif group == "protocol":
+            method = dataclasses.replace(method, protocol=dataclasses.replace(method.protocol, **{key: typed}))
+        else:
+            method = dataclasses.replace(method, training={**method.training, key: typed})
+    _check(method)
+    return method
+
+
+def _as_type_of(default: object, value: object, where: str) -> Any:
+    """The value converted to the default's type, or a UserError that names the setting."""
+    kind = type(default)
+    try:
+        if isinstance(value, bool) or (kind is int and float(str(value)) != int(float(str(value)))):
+            raise ValueError
+        return kind(float(str(value))) if kind is int else kind(value)  # type: ignore[call-arg]
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where}={value}: expected {kind.__name__}, such as {default}") from None
+
+
+def _check(method: Method) -> None:
+    protocol = method.protocol
+    choices: Iterable[tuple[str, bool, str]] = (
+        ("opponent", protocol.opponent in ("initial", "previous"), "initial or previous"),
+        ("rounds", protocol.rounds >= (1 if method.loss else 0), "at least 1"),
+        ("mix_rounds", protocol.mix_rounds >= 1, "at least 1"),
+        ("temperature", protocol.temperature >= 0, "0 (greedy) or more"),
+        ("max_new_tokens", protocol.max_new_tokens >= 1, "at least 1"),
+    )
+    for key, fine, wanted in choices:
+        if not fine:
+            raise UserError(f"{method.name}.{key}={getattr(protocol, key)}: must be {wanted}")
+    TrainConfig.of(method.training, where=method.name)

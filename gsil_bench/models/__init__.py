@@ -1,0 +1,1 @@
+"""Checkpoints and the one way from logits to log-probs."""

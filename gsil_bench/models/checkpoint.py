@@ -1,0 +1,137 @@
+"""Model folders: where a name leads, what its weights' fingerprint is, loading (safetensors only, no remote code) and saving."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsil_bench.errors import UserError
+from gsil_bench.records import digest, file_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED = {"mini": "data/mini/model"}
+"""Models that come with the package."""
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+"""What is downloaded: never a pickle, never code."""
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model: a packaged name, a local folder, or a hub id (downloaded to the hub's cache).
+
+    Raises:
+        UserError: there is no such folder, it holds no model, its weights are not safetensors, or the hub cannot be reached.
+    """
+    folder = _find(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {name!r}: {folder} has no config.json; give the folder that save_pretrained wrote")
+    if not weight_files(folder):
+        raise UserError(f"model {name!r}: no *.safetensors in {folder}; other formats are not loaded, convert the weights first")
+    return folder
+
+
+def _find(name: str) -> Path:
+    if name in PACKAGED:
+        return Path(str(files("gsil_bench"))) / PACKAGED[name]
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"model {name!r}: no such folder; give a folder, a hub id such as org/name, or {', '.join(PACKAGED)}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises many kinds; each means that the model cannot be had
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"model {name!r}: not a folder here, and the hub did not give it ({reason})") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights' shards, sorted."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weights_sha256(folder: Path) -> str:
+    """Fingerprint of a model: its architecture and the bytes of its shards, wherever they lie."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
+    return digest([config, [file_sha256(shard) for shard in weight_files(folder)]])
+
+
+def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
+    """The causal language model of a folder in fp32, dropout off. Safetensors only, no remote code."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a bar per load would drown the run's own progress
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the model in {folder} cannot be loaded: {reason}") from error
+    model = model.to(device)
+    model.eval()  # dropout stays off in training too: policy and reference must agree at step 0
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; no remote code."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    """Write weights, configuration and tokenizer; returns the weights' fingerprint."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return weights_sha256(folder)
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """config.json as it is."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def context_length(folder: Path) -> int:
+    """Tokens that the model can attend to, prompt and answer together."""
+    config = model_config(folder)
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    raise UserError(f"{folder}/config.json states no context length (max_position_embeddings)")
+
+
+def end_token_ids(folder: Path) -> tuple[int, ...]:
+    """Ids that end generation according to the model's own files."""
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else model_config(folder)
+    ids = settings.get("eos_token_id")
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (int(ids),)
+
+
+def parameter_count(folder: Path) -> int:
+    """Number of weights, read from the shards' headers without loading them."""
+    from safetensors import safe_open
+
+    total = 0
+    for shard in weight_files(folder):
+        with safe_open(shard, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (safe_open has keys() but is no mapping)
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total

@@ -1,0 +1,310 @@
+"""The plan: which stages a comparison needs, each once, and which cells they end in.
+
+A stage is named by a key, the digest of what it does and of the keys of the stages it needs, so that two methods that share a stage
+plan it once. What it makes is stored under a fingerprint, the digest of what it does and of the *contents* it needs: a checkpoint's
+answers are found by its weights, never by a path or a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+from gsil_bench import stages
+from gsil_bench.evaluation import held_out
+from gsil_bench.generation.engine import Sampling
+from gsil_bench.inputs import Inputs, TaskInput
+from gsil_bench.methods import Method
+from gsil_bench.records import digest
+from gsil_bench.stages import VERSIONS, Workspace
+from gsil_bench.store import Artefact, Produced
+from gsil_bench.training.batches import steps_of_round
+from gsil_bench.training.config import TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Something to be made once, by `run`, from what it needs."""
+
+    kind: str
+    label: str
+    """For a person: "train gsil-logistic, seed 0, round 1"."""
+    inputs: Mapping[str, Any]
+    """Everything that decides the result besides the needs; JSON."""
+    needs: Mapping[str, Stage]
+    run: Callable[[Workspace], Produced] | None
+    """None for what is given: the starting model."""
+    units: float = 0.0
+    """Work in the unit that progress is shown in: steps, prompts, answers."""
+    tokens: float = 0.0
+    """Tokens processed (training, log-probs) or generated (answers), about; for the estimate."""
+    given: Artefact | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Names the stage within a plan."""
+        if self.given is not None:
+            return self.given.content
+        return digest([self.kind, VERSIONS[self.kind], self.inputs, {name: need.key for name, need in self.needs.items()}])
+
+    def fingerprint(self, made: Mapping[str, Artefact]) -> str:
+        """Names the artefact; `made` maps the keys of all needs to their artefacts."""
+        contents = {name: made[need.key].content for name, need in self.needs.items()}
+        return digest([self.kind, VERSIONS[self.kind], self.inputs, contents])[:32]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method with a seed, scored on a task: one result file, one entry of the table."""
+
+    method: Method
+    seed: int
+    task: str
+    metric: str
+    best: float
+    worst: float | None
+    policy: Stage
+    scores: Stage
+    training: tuple[Stage, ...]
+    """The rounds, oldest first; empty for a method that does not train."""
+    comparable: Mapping[str, Any]
+    """What must be equal in two cells for their difference to be the method's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a comparison."""
+
+    inputs: Inputs
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """Every stage once, each after those it needs."""
+        ordered: dict[str, Stage] = {}
+        for cell in self.cells:
+            for stage in _with_needs(cell.scores):
+                ordered.setdefault(stage.key, stage)
+        return list(ordered.values())
+
+
+def _with_needs(stage: Stage) -> Iterator[Stage]:
+    for need in stage.needs.values():
+        yield from _with_needs(need)
+    yield stage
+
+
+@dataclass
+class Planner:
+    """Builds the stages. One method for each kind; what decides a result is in `inputs`, next to the call that computes it."""
+
+    data: Inputs
+    _known: dict[str, Stage] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        """Cells of every method, seed and task, in the user's order."""
+        cells = [
+            cell
+            for method in self.data.methods
+            for seed in (self.data.config.seeds if method.trains else self.data.config.seeds[:1])
+            for cell in self._cells(method, seed)
+        ]
+        return Plan(self.data, tuple(cells))
+
+    def _stage(
+        self,
+        kind: str,
+        label: str,
+        inputs: Mapping[str, Any],
+        needs: Mapping[str, Stage],
+        run: Callable[[Workspace], Produced],
+        units: float = 0.0,
+        tokens: float = 0.0,
+    ) -> Stage:
+        stage = Stage(kind, label, inputs, needs, run, units, tokens)
+        return self._known.setdefault(stage.key, stage)
+
+    @cached_property
+    def start(self) -> Stage:
+        """The model that every method starts from."""
+        model = self.data.model
+        given = Artefact(model.folder, model.weights_sha256)
+        return Stage("model", f"model {model.name}", {}, {}, None, given=given)
+
+    @cached_property
+    def demonstrations(self) -> Stage:
+        """Stage 1."""
+        data = self.data.demonstrations
+        inputs = {"sha256": data.content, "chat": self.data.model.chat.fingerprint}
+        return self._stage("demonstrations", "demonstrations", inputs, {}, stages.write_demonstrations)
+
+    @cached_property
+    def _frame(self) -> dict[str, Any]:
+        """What every stage with a model depends on besides its weights."""
+        model = self.data.model
+        return {"chat": model.chat.fingerprint, "precision": model.precision, "context_length": model.context_length}
+
+    def _engine_identity(self) -> str:
+        from gsil_bench.generation.transformers_engine import TransformersEngine
+
+        return TransformersEngine.IDENTITY
+
+    def generations(self, opponent: Stage, method: Method, seed: int, round_index: int) -> Stage:
+        """Stage 2. Greedy ones do not depend on the seed and are shared by all."""
+        protocol, data = method.protocol, self.data.demonstrations
+        stream = seed * 1000 + round_index if protocol.temperature > 0 else 0
+        sampling = Sampling(protocol.max_new_tokens, protocol.temperature, seed=stream)
+        inputs = {**self._frame, "engine": self._engine_identity(), "sampling": vars(sampling)}
+        label = f"self-generate from {_policy_name(opponent)}" + (f", seed {seed}" if protocol.temperature > 0 else ", greedy")
+        return self._stage(
+            "generations",
+            label,
+            inputs,
+            {"policy": opponent, "demonstrations": self.demonstrations},
+            partial(stages.self_generate, sampling=sampling),
+            len(data.train),
+            sum(len(encoded.completion_ids) for encoded in data.train_encoded),
+        )
+
+    def reference(self, opponent: Stage, side: stages.Side, generations: Stage | None = None) -> Stage:
+        """Stage 3."""
+        needs = {"policy": opponent, "demonstrations": self.demonstrations} | (
+            {"generations": generations} if generations else {}
+        )
+        inputs = {**self._frame, "side": side}
+        label = f"reference log-probs of {side} answers under {_policy_name(opponent)}"
+        return self._stage("reference", label, inputs, needs, partial(stages.reference_logps, side=side), tokens=self._train_tokens)
+
+    def training(self, method: Method, seed: int) -> tuple[Stage, ...]:
+        """Stages 2 to 4, once a round."""
+        config = TrainConfig.of(method.training, where=method.name)
+        rounds = method.protocol.rounds if method.trains else 0
+        policy, played, trained = self.start, list[Stage](), list[Stage]()
+        for index in range(rounds):
+            opponent = self.start if method.protocol.opponent == "initial" else policy
+            needs = {"policy": policy, **self._pair_needs(method, opponent, seed, index, played)}
+            steps = steps_of_round(
+                len(self.data.demonstrations.train), config.epochs, config.batch_size, rounds, index
+            )
+            starts_at_reference = opponent is policy
+            inputs = {
+                **self._frame,
+                "method": method.decides(),
+                "training": vars(config),
+                "seed": seed,
+                "round": index,
+                "steps": steps,
+                "starts_at_reference": starts_at_reference,
+            }
+            run = partial(
+                stages.train_round,
+                method=method,
+                seed=seed,
+                round_index=index,
+                steps=steps,
+                starts_at_reference=starts_at_reference,
+            )
+            label = f"train {method.name}, seed {seed}" + (f", round {index + 1}" if rounds > 1 else "")
+            branches = 1 if needs.keys() == {"policy", "demonstrations"} else 2
+            tokens = steps * config.batch_size * branches * self._train_tokens / len(self.data.demonstrations.train)
+            policy = self._stage("training", label, inputs, needs, run, steps, tokens)
+            trained.append(policy)
+        return tuple(trained)
+
+    def _pair_needs(self, method: Method, opponent: Stage, seed: int, index: int, played: list[Stage]) -> dict[str, Stage]:
+        """What a round needs besides its starting point; `played` collects the self-generations of all rounds."""
+        needs: dict[str, Stage] = {"demonstrations": self.demonstrations}
+        reference, data = "reference" in method.needs, self.data.demonstrations
+        if reference:
+            needs["real_reference"] = self.reference(opponent, "real")
+        if "preferences" in method.needs and data.preferences == len(data.train):
+            return needs | ({"rejected_reference": self.reference(opponent, "rejected")} if reference else {})
+        if "generated" in method.needs:
+            played.append(self.generations(opponent, method, seed, index))
+            for age, generations in enumerate(reversed(played[-method.protocol.mix_rounds :])):
+                number = f"{index - age:03d}"
+                needs[f"generations/{number}"] = generations
+                if reference:
+                    needs[f"generated_reference/{number}"] = self.reference(opponent, "generated", generations)
+        return needs
+
+    def _cells(self, method: Method, seed: int) -> Iterator[Cell]:
+        trained = self.training(method, seed)
+        policy = trained[-1] if trained else self.start
+        for task in self.data.tasks:
+            yield self._task_cell(method, seed, task, policy, trained)
+        if self.data.demonstrations.held_out:
+            yield self._held_out_cell(method, seed, policy, trained)
+
+    def _task_cell(self, method: Method, seed: int, task: TaskInput, policy: Stage, trained: tuple[Stage, ...]) -> Cell:
+        record, name = stages.protocol_record(task), task.task.name
+        items = {"task": name, "items": task.content, "protocol": record}
+        answers = self._stage(
+            "answers",
+            f"answer {name} with {_policy_name(policy)}",
+            {**self._frame, "engine": self._engine_identity(), **items},
+            {"policy": policy},
+            partial(stages.answer_task, task=task),
+            sum(len(item.turns) for item in task.items) * record["samples"],
+            sum(len(item.turns) for item in task.items) * record["samples"] * record["max_new_tokens"] / 2,
+        )
+        scores = self._stage(
+            "scores",
+            f"score {name} of {_policy_name(policy)}",
+            {**items, "version": task.task.version},
+            {"answers": answers},
+            partial(stages.score_task, task=task),
+        )
+        return Cell(
+            method,
+            seed,
+            name,
+            task.task.metric,
+            task.task.best,
+            task.task.worst,
+            policy,
+            scores,
+            trained,
+            {**self._comparable(method), "protocol": record["name"], "task": f"{name} {task.task.version}", "items": task.content},
+        )
+
+    def _held_out_cell(self, method: Method, seed: int, policy: Stage, trained: tuple[Stage, ...]) -> Cell:
+        data = self.data.demonstrations
+        scores = self._stage(
+            "held-out",
+            f"held-out loss of {_policy_name(policy)}",
+            {**self._frame},
+            {"policy": policy, "demonstrations": self.demonstrations},
+            stages.held_out_loss,
+            tokens=sum(len(encoded) for encoded in data.held_out_encoded),
+        )
+        comparable = {**self._comparable(method), "items": data.content}
+        return Cell(method, seed, held_out.NAME, held_out.METRIC, 0.0, None, policy, scores, trained, comparable)
+
+    def _comparable(self, method: Method) -> dict[str, Any]:
+        """Everything but the method. The budget is None for the untrained model: it stands for what there was before."""
+        data = self.data
+        budget = None
+        if method.trains:
+            config = TrainConfig.of(method.training, where=method.name)
+            steps = steps_of_round(len(data.demonstrations.train), config.epochs, config.batch_size, 1, 0)
+            budget = f"{steps} steps of {config.batch_size} demonstrations"
+        return {
+            "model": data.model.weights_sha256,
+            "chat": data.model.chat.fingerprint,
+            "precision": data.model.precision,
+            "demonstrations": data.demonstrations.content,
+            "engine": self._engine_identity(),
+            "budget": budget,
+        }
+
+    @cached_property
+    def _train_tokens(self) -> int:
+        return sum(len(encoded) for encoded in self.data.demonstrations.train_encoded)
+
+
+def _policy_name(policy: Stage) -> str:
+    """ "the start", or which training made it."""
+    return "the start" if policy.given is not None else policy.label.removeprefix("train ")

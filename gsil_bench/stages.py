@@ -1,0 +1,223 @@
+"""The stages of a comparison, in the order of the data's path. Each fills one folder from the folders of the stages it needs.
+
+    demonstrations → self-generations → reference log-probs → training (repeated by rounds) → answers → scores
+                                                                                            → held-out loss
+
+Which stages there are, and how they hang together, is in plan.py; how they are run, in execution/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gsil_bench.evaluation import answers, held_out, scoring
+from gsil_bench.generation.completions import complete_all
+from gsil_bench.generation.engine import Request, Sampling
+from gsil_bench.inputs import Inputs, TaskInput
+from gsil_bench.methods import Method
+from gsil_bench.models import checkpoint
+from gsil_bench.records import Encoded, Generation, read_jsonl, write_jsonl
+from gsil_bench.store import Artefact, Produced
+from gsil_bench.tasks.task import ScoringResources
+from gsil_bench.training.batches import Branch, Tree, matched_demonstrations, shuffled_steps
+from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.loop import Schedule, train
+from gsil_bench.training.reference import read_reference, write_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from gsil_bench.generation.transformers_engine import TransformersEngine
+
+Side = Literal["real", "generated", "rejected"]
+
+FORWARD_TOKENS = 8192
+"""Padded tokens per forward pass without gradients."""
+
+VERSIONS = {
+    "demonstrations": 1,
+    "generations": 1,
+    "reference": 1,
+    "training": 1,
+    "answers": 1,
+    "scores": 1,
+    "held-out": 1,
+}
+"""Of each stage's code: raised when a change makes other artefacts from the same inputs."""
+
+
+@dataclass
+class Resources:
+    """What stages share while a plan runs: the inputs, the model that was loaded last, and a way to report and to stop."""
+
+    inputs: Inputs
+    advance: Callable[[int], None] = lambda done: None
+    """Called with units of work done, at points where everything is on disk; may raise KeyboardInterrupt."""
+    scoring: ScoringResources = field(default_factory=ScoringResources)
+    _loaded: tuple[str, PreTrainedModel] | None = None
+
+    def model(self, artefact: Artefact) -> PreTrainedModel:
+        """A model that will not be changed; kept until another one is asked for."""
+        if self._loaded is None or self._loaded[0] != artefact.content:
+            self._loaded = None  # free the old one before the new one comes
+            self._loaded = (artefact.content, checkpoint.load_model(artefact.folder, self.inputs.model.device))
+        return self._loaded[1]
+
+    def engine(self, artefact: Artefact) -> TransformersEngine:
+        """The generation engine on a model."""
+        from gsil_bench.generation.transformers_engine import TransformersEngine
+
+        model = self.inputs.model
+        return TransformersEngine(self.model(artefact), model.chat.end_token_ids, model.context_length, model.chat.decode)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What one stage is given."""
+
+    folder: Path
+    needs: Mapping[str, Artefact]
+    resources: Resources
+
+
+def write_demonstrations(work: Workspace) -> Produced:
+    """Stage 1: the demonstrations as they are trained on and held out, with tokens."""
+    demonstrations = work.resources.inputs.demonstrations
+    write_jsonl(work.folder / "train.jsonl", demonstrations.train)
+    write_jsonl(work.folder / "held_out.jsonl", demonstrations.held_out)
+    return Produced({"source": demonstrations.source, **demonstrations.counts}, demonstrations.content)
+
+
+def self_generate(work: Workspace, sampling: Sampling) -> Produced:
+    """Stage 2: one completion of the opponent for each training demonstration's prompt, token-in/token-out."""
+    demonstrations = work.resources.inputs.demonstrations
+    requests = [
+        Request(item.id, encoded.prompt_ids)
+        for item, encoded in zip(demonstrations.train, demonstrations.train_encoded, strict=True)
+    ]
+    engine = work.resources.engine(work.needs["policy"])
+    path = work.folder / "completions.jsonl"
+    completions = complete_all(engine, requests, sampling, path, work.resources.advance)
+    path.unlink()
+    generations = [Generation(item.id, item.tokens, item.text, item.finish_reason) for item in completions]
+    write_jsonl(work.folder / "generations.jsonl", generations)
+    return Produced(
+        {
+            "generations": len(generations),
+            "tokens": sum(len(item.tokens) for item in generations),
+            "truncated": sum(item.finish_reason == "length" for item in generations),
+            "equal_to_demonstration": sum(
+                item.tokens == encoded.completion_ids
+                for item, encoded in zip(generations, demonstrations.train_encoded, strict=True)
+            ),
+        }
+    )
+
+
+def reference_logps(work: Workspace, side: Side) -> Produced:
+    """Stage 3: per-token log-probs of the opponent over one side of the pairs."""
+    inputs = work.resources.inputs
+    sequences: Sequence[Encoded] = inputs.demonstrations.train_encoded
+    if side == "generated":
+        sequences = generated_sequences(inputs, work.needs["generations"])
+    elif side == "rejected":
+        sequences = rejected_sequences(inputs)
+    model = work.resources.model(work.needs["policy"])
+    return Produced({"noise_floor": write_reference(model, sequences, FORWARD_TOKENS, work.folder)})
+
+
+def generated_sequences(inputs: Inputs, artefact: Artefact) -> list[Encoded]:
+    """Self-generations under their prompts, in the demonstrations' order."""
+    tokens = {record["id"]: tuple(record["tokens"]) for record in read_jsonl(artefact.folder / "generations.jsonl")}
+    demonstrations = inputs.demonstrations
+    return [
+        Encoded(encoded.prompt_ids, tokens[item.id])
+        for item, encoded in zip(demonstrations.train, demonstrations.train_encoded, strict=True)
+    ]
+
+
+def rejected_sequences(inputs: Inputs) -> list[Encoded]:
+    """The rejected answers of preference data, in the demonstrations' order."""
+    pairs = [(item.messages, item.rejected or "") for item in inputs.demonstrations.train]
+    return inputs.model.chat.encode_many(pairs)
+
+
+def train_round(work: Workspace, method: Method, seed: int, round_index: int, steps: int, starts_at_reference: bool) -> Produced:
+    """Stage 4: one round of a method, from the policy of the round before."""
+    inputs = work.resources.inputs
+    config = TrainConfig.of(method.training, where=method.name)
+    trees = build_trees(work, method)
+    schedule = shuffled_steps(trees, config.batch_size, steps, (seed, round_index))
+    if method.batches == "matched-demonstrations":
+        schedule = matched_demonstrations(schedule, trees, (seed, round_index))
+    floor = work.needs["real_reference"].facts["noise_floor"] if starts_at_reference and "real_reference" in work.needs else None
+    model = checkpoint.load_model(work.needs["policy"].folder, inputs.model.device)
+    facts = train(model, method, Schedule(schedule, floor), work.folder, work.resources.advance)
+    content = checkpoint.save_model(model, inputs.model.chat.tokenizer, work.folder)
+    return Produced({**facts, "noise_floor": floor}, content)
+
+
+def build_trees(work: Workspace, method: Method) -> list[Tree]:
+    """Demonstrations joined with what the method needs: newest self-generations first, then those of mixed-in rounds."""
+    inputs = work.resources.inputs
+    demonstrations = inputs.demonstrations
+    reals = _branches(demonstrations.train_encoded, work.needs.get("real_reference"))
+    sides: list[Sequence[Branch | None]] = []
+    for name in sorted((need for need in work.needs if need.startswith("generations")), reverse=True):
+        sequences = generated_sequences(inputs, work.needs[name])
+        sides.append(_branches(sequences, work.needs.get(name.replace("generations", "generated_reference"))))
+    if "preferences" in method.needs and not sides:
+        sides.append(_branches(rejected_sequences(inputs), work.needs.get("rejected_reference")))
+    return [
+        Tree(item.id, encoded.prompt_ids, real, generated)
+        for side in sides or [[None] * len(reals)]
+        for item, encoded, real, generated in zip(
+            demonstrations.train, demonstrations.train_encoded, reals, side, strict=True
+        )
+    ]
+
+
+def _branches(sequences: Sequence[Encoded], reference: Artefact | None) -> list[Branch]:
+    if reference is None:
+        return [Branch(sequence.completion_ids) for sequence in sequences]
+    logps = read_reference(reference.folder, sequences)
+    return [
+        Branch(sequence.completion_ids, float(logp.sum(dtype="float64")))
+        for sequence, logp in zip(sequences, logps, strict=True)
+    ]
+
+
+def answer_task(work: Workspace, task: TaskInput) -> Produced:
+    """Stage 5: a checkpoint's answers to a task."""
+    chat = work.resources.inputs.model.chat
+    engine = work.resources.engine(work.needs["policy"])
+    given = answers.answer(engine, chat, task.items, task.task.protocol, work.folder, work.resources.advance)
+    for turn in work.folder.glob("turn-*.jsonl"):
+        turn.unlink()
+    return Produced({"answers": len(given), "tokens": sum(sum(item.tokens) for item in given)})
+
+
+def score_task(work: Workspace, task: TaskInput) -> Produced:
+    """Stage 6: scores of a checkpoint's answers; no model."""
+    scoring.check_canaries(task.task, task.items, work.resources.scoring)
+    given = scoring.read_answers(work.needs["answers"].folder)
+    scores, counts = scoring.score_answers(task.task, task.items, given, work.resources.scoring, work.folder)
+    return Produced({"counts": counts, "unscored": sum(item.score is None for item in scores)})
+
+
+def held_out_loss(work: Workspace) -> Produced:
+    """Negative log-likelihood of the held-out demonstrations."""
+    demonstrations = work.resources.inputs.demonstrations
+    model = work.resources.model(work.needs["policy"])
+    ids = [item.id for item in demonstrations.held_out]
+    scores = held_out.score_held_out(model, ids, demonstrations.held_out_encoded, FORWARD_TOKENS, work.folder)
+    return Produced({"counts": {"answers": len(scores)}, "unscored": 0})
+
+
+def protocol_record(task: TaskInput) -> dict[str, Any]:
+    """A task's protocol as JSON."""
+    return dataclasses.asdict(task.task.protocol)

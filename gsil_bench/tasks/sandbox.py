@@ -1,0 +1,662 @@
+"""Run untrusted programs: `run_restricted` runs a small subset of Python that needs no consent from the user.
+
+Two walls stand around a program, and each is built to hold without the other:
+
+1. The language. A program is parsed and checked against lists of what is allowed (`NODES`, `METHODS`, `BUILTINS`); everything
+   else is refused: imports, classes, decorators, names with a double underscore, attributes other than methods of plain values.
+   It runs with `__builtins__` reduced to the same list, so a name that slips through the check still leads nowhere.
+2. The process. Parsing and running happen in a process of the program's own: limits on processor time, memory, file size, open
+   files and processes, no environment, an empty working directory, no standard streams, no network where the kernel allows
+   dropping it, no root rights. It is killed with its process group when it is done or late.
+
+A program is an answer and its checks. They are parsed apart, so an answer cannot swallow a check with an open bracket or a
+backslash, and they run in separate namespaces, so an answer cannot redefine a built-in function that a check calls. A program
+has passed only if the process reports, after the last check, a random word made for this run, which the language cannot read.
+
+What this does not do:
+
+- An answer that recognises the checked arguments and returns the expected values passes.
+- So does one that returns `True` or `1.0` for 1, because `==` says so.
+- Checks must not name their entry point like a built-in function (`sum`): they would call that one. They must not compute what
+  they expect from an object that they gave to the answer, which may have changed it.
+- A program without checks passes if it runs to its end.
+- It is no answer to a hole in the interpreter itself: code that is not in the restricted language needs more than `confine`.
+- From Python 3.12 on, dividing integers of more than about 8,000 digits fails, because the interpreter imports its helper through
+  the reduced built-in functions.
+
+How it is fast: each worker is one fresh interpreter that runs this file and forks once per program. The caller, which may hold
+torch, threads and a GPU, is never forked. Because this file is run as a program without the package on its path, it imports only
+the standard library at the top.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import gc
+import itertools
+import json
+import math
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from types import CodeType, TracebackType
+from typing import IO, Any, NoReturn, Self
+
+if sys.platform != "win32":  # so that the module can be imported, and say what is missing, everywhere
+    import resource
+
+MEBIBYTE = 1 << 20
+LONGEST_PROGRAM = 100_000
+LONGEST_REASON = 200
+LONGEST_REPORT = 4096
+START_SECONDS = 60.0
+NOBODY = 65534
+SANDBOX_FAILED = "the sandbox failed"
+ANSWER_FILE = "<answer>"
+CHECKS_FILE = "<checks>"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use, whatever language it is written in."""
+
+    seconds: float = 3.0
+    """Processor time, not waiting time: a busy machine must not change a score."""
+    wall_seconds: float = 60.0
+    """Waiting time. A program of the restricted language cannot sleep, so only a machine in trouble makes it meet this."""
+    memory_bytes: int = 512 * MEBIBYTE
+    """Address space, interpreter included."""
+    open_files: int = 4
+    """Descriptors, the three standard streams and the report included: with 4 no file can be opened."""
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Program:
+    """An answer and what it must satisfy, both in the restricted language."""
+
+    answer: str
+    checks: str = ""
+    """Statements, usually asserts. Empty: the asserts at the end of the answer are the checks."""
+
+
+@dataclass(frozen=True)
+class ProgramResult:
+    """What became of one program."""
+
+    passed: bool
+    reason: str
+    """One printable line: "passed", "AssertionError: line 7: assert f(1) == 2", "timed out after 3 s", "out of memory"…"""
+
+
+def run_restricted(programs: Sequence[str | Program], workers: int = 2, limits: Limits = LIMITS) -> list[ProgramResult]:
+    """Run programs of the restricted language, each in its own process; one result per program, in order.
+
+    Args:
+        programs: programs with their checks. A plain text is a program whose last statements, as far as they are asserts, are its
+            checks; whoever joins an untrusted answer with checks should rather keep them apart in a `Program`.
+        workers: how many run at the same time.
+        limits: of each program.
+
+    Raises:
+        UserError: the sandbox itself cannot run here. A program can only fail.
+    """
+    jobs = [program if isinstance(program, Program) else Program(program) for program in programs]
+    results: dict[int, ProgramResult] = {}
+    todo = deque(range(len(jobs)))
+
+    def work() -> None:
+        with _Server(limits) as server:
+            for index in _drain(todo):
+                results[index] = server.run(jobs[index])
+
+    count = max(1, min(workers, len(jobs))) if jobs else 0
+    if count:
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                for future in [pool.submit(work) for _ in range(count)]:
+                    future.result()
+            except BaseException:
+                todo.clear()  # the other workers stop after the program they are at, instead of finishing the list
+                raise
+    return [results[index] for index in range(len(jobs))]
+
+
+def _drain(todo: deque[int]) -> Iterator[int]:
+    """Take entries until none is left. popleft is atomic, so no two workers take the same one."""
+    while True:
+        try:
+            index = todo.popleft()
+        except IndexError:
+            return
+        yield index
+
+
+def network_is_dropped() -> bool:
+    """Whether programs run here without any network: tried in a fresh worker, not assumed."""
+    with _Server(LIMITS) as server:
+        return server.network_is_dropped
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The language
+
+
+def _empty_print() -> Any:
+    """A `print` that does nothing, made where there is nothing: its globals do not lead to this module."""
+    space: dict[str, Any] = {"__builtins__": {}}
+    exec("def print(*values, **options): return None", space)
+    return space["print"]
+
+
+# Left out on purpose: type (makes classes), object, getattr and its kin, format strings as methods, and every exception that is a
+# parent of MemoryError, RecursionError or AssertionError, so that no handler can swallow those.
+_BUILTIN_NAMES = """
+    abs all any bin bool chr dict divmod enumerate filter float format frozenset hex int isinstance iter len list map max min next
+    oct ord pow range repr reversed round set slice sorted str sum tuple zip
+    ArithmeticError AttributeError IndexError KeyError LookupError NotImplementedError OverflowError StopIteration TypeError
+    ValueError ZeroDivisionError
+"""
+BUILTINS: Mapping[str, Any] = {
+    **{name: getattr(builtins, name) for name in _BUILTIN_NAMES.split()},
+    "print": _empty_print(),
+}
+
+_METHOD_NAMES = """
+    capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii isdecimal isdigit isidentifier islower
+    isnumeric isprintable isspace istitle isupper join ljust lower lstrip maketrans partition removeprefix removesuffix replace
+    rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title translate upper zfill
+    append clear copy extend insert pop remove reverse sort
+    fromkeys get items keys popitem setdefault update values
+    add difference difference_update discard intersection intersection_update isdisjoint issubset issuperset symmetric_difference
+    symmetric_difference_update union
+    bit_count bit_length is_integer
+"""
+METHODS = frozenset(_METHOD_NAMES.split())
+
+NODES: tuple[type[ast.AST], ...] = (
+    *(ast.Module, ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete, ast.Pass, ast.Assert, ast.Raise),
+    *(ast.If, ast.For, ast.While, ast.Break, ast.Continue, ast.Try, ast.ExceptHandler),
+    *(ast.FunctionDef, ast.Lambda, ast.arguments, ast.arg, ast.Return, ast.Yield, ast.YieldFrom),
+    *(ast.Call, ast.keyword, ast.Starred, ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.NamedExpr),
+    *(ast.Constant, ast.JoinedStr, ast.FormattedValue, ast.List, ast.Tuple, ast.Set, ast.Dict),
+    *(ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp),
+    *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.comprehension),
+    # Not MatchClass: its patterns read attributes by name.
+    *(ast.Match, ast.match_case, ast.MatchValue, ast.MatchSingleton, ast.MatchSequence, ast.MatchMapping),
+    *(ast.MatchStar, ast.MatchAs, ast.MatchOr),
+    *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
+)
+
+_WORDS: Mapping[str, str] = {
+    "Import": "import",
+    "ImportFrom": "import",
+    "ClassDef": "class",
+    "With": "with",
+    "AsyncFunctionDef": "async",
+    "MatchClass": "class pattern",
+    "TryStar": "except*",
+}
+
+
+class _NotAllowed(Exception):
+    """A program is outside the language; the message says where and with what."""
+
+
+def _check(tree: ast.Module, bound: set[str], where: str = "") -> None:
+    """Raise unless the tree is within the language.
+
+    Args:
+        tree: what to check.
+        bound: names that the program defines anywhere: a variable may be called `input`, and reading it is harmless.
+        where: added to the line number.
+    """
+    found = []
+    # Nodes without a line (arguments, comprehensions) stand in the line of the node that holds them.
+    stack: list[tuple[ast.AST, int]] = [(tree, 1)]
+    while stack:
+        node, line = stack.pop()
+        line = getattr(node, "lineno", line)
+        if objection := _objection(node, bound):
+            found.append((line, objection))  # once per subtree: what an import holds needs no second objection
+        else:
+            stack.extend((child, line) for child in ast.iter_child_nodes(node))
+    if found:
+        line, objection = min(found)
+        raise _NotAllowed(f"line {line}{where}: {objection}")
+
+
+def _objection(node: ast.AST, bound: set[str]) -> str:
+    """What is wrong with one node, its children apart; "" if nothing."""
+    kind = type(node).__name__
+    if not isinstance(node, NODES):
+        return _WORDS.get(kind, kind.lower())
+    for name in _identifiers(node):
+        if "__" in name:
+            return f"name {name} with a double underscore"
+    match node:
+        case ast.Attribute(attr=name, ctx=context):
+            if name not in METHODS:
+                return f"attribute .{name}"
+            if not isinstance(context, ast.Load):
+                return f"change of attribute .{name}"
+        case ast.Name(id=name) if name not in BUILTINS and name not in bound and hasattr(builtins, name):
+            return name
+        case ast.comprehension(is_async=1):
+            return "async"
+        case ast.FunctionDef(decorator_list=[_, *_]):
+            return "decorator"
+        case ast.ExceptHandler(type=None):
+            return "except without a class"
+        case ast.Try(finalbody=[_, *_]):
+            return "finally"
+    return ""
+
+
+def _identifiers(node: ast.AST) -> Iterator[str]:
+    """Every name that a node itself mentions, whichever field holds it."""
+    if isinstance(node, ast.Constant):
+        return
+    for _, value in ast.iter_fields(node):
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, str):
+                yield entry
+
+
+def _bound_names(tree: ast.Module) -> set[str]:
+    """The names that a program gives a value anywhere."""
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.arg(arg=name) | ast.FunctionDef(name=name):
+                names.add(name)
+            case (
+                ast.ExceptHandler(name=str(name))
+                | ast.MatchAs(name=str(name))
+                | ast.MatchStar(name=str(name))
+                | ast.MatchMapping(rest=str(name))
+            ):
+                names.add(name)
+    return names
+
+
+def _compile(program: Program) -> tuple[CodeType, CodeType]:
+    """The code of the answer and of its checks, both checked. What was checked is what is compiled: the tree, not the text."""
+    if max(len(program.answer), len(program.checks)) > LONGEST_PROGRAM:
+        raise _NotAllowed(f"longer than {LONGEST_PROGRAM} characters")
+    answer = ast.parse(program.answer, ANSWER_FILE)
+    if program.checks:
+        checks, file, where = ast.parse(program.checks, CHECKS_FILE), CHECKS_FILE, " of the checks"
+    else:
+        asserts = itertools.takewhile(lambda statement: isinstance(statement, ast.Assert), reversed(answer.body))
+        split = len(answer.body) - len(list(asserts))
+        checks, file, where = ast.Module(answer.body[split:], []), ANSWER_FILE, ""
+        answer = ast.Module(answer.body[:split], [])
+    bound = _bound_names(answer)
+    _check(answer, bound)
+    _check(checks, bound | _bound_names(checks), where)
+    # optimize=0 keeps the asserts, however the interpreter was started.
+    return (
+        compile(answer, ANSWER_FILE, "exec", dont_inherit=True, optimize=0),
+        compile(checks, file, "exec", dont_inherit=True, optimize=0),
+    )
+
+
+def _execute(answer: CodeType, checks: CodeType) -> None:
+    """Run the answer, then its checks in a namespace that has the answer's names but the true built-in functions."""
+    space: dict[str, Any] = {"__builtins__": dict(BUILTINS)}
+    exec(answer, space)
+    theirs = {name: value for name, value in space.items() if name not in BUILTINS and "__" not in name}
+    exec(checks, {**theirs, "__builtins__": dict(BUILTINS)})
+
+
+def _outcome(program: Program) -> str:
+    """Check and run a program in this process: "" if it passed, otherwise the reason. Call it only in a confined process."""
+    try:
+        answer, checks = _compile(program)
+    except _NotAllowed as error:
+        return f"not in the restricted language: {error}"
+    except SyntaxError as error:
+        place = " of the checks" if error.filename == CHECKS_FILE else ""
+        line = f"line {error.lineno}{place}: " if error.lineno else ""
+        return f"{type(error).__name__}: {line}{error.msg}"
+    except ValueError as error:  # null characters, lone surrogates
+        return f"SyntaxError: {error}"
+    except (MemoryError, RecursionError):
+        return "SyntaxError: too deeply nested"
+    try:
+        _execute(answer, checks)
+    except MemoryError:
+        return "out of memory"
+    except BaseException as error:  # whatever a program raises is its failure
+        return _describe(error, program)
+    return ""
+
+
+def _describe(error: BaseException, program: Program) -> str:
+    """The class of an exception, the line of the program that raised it, and the exception's words or the failed assert."""
+    file, line = "", 0
+    traceback = error.__traceback__
+    while traceback:
+        if traceback.tb_frame.f_code.co_filename in (ANSWER_FILE, CHECKS_FILE):
+            file, line = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
+        traceback = traceback.tb_next
+    try:
+        words = str(error)
+    except Exception:  # an exception may hold values whose text is too long or too deep to make
+        words = ""
+    text = program.checks if file == CHECKS_FILE else program.answer
+    # Not splitlines: that splits at characters which do not end a line of Python.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if isinstance(error, AssertionError) and not words and 0 < line <= len(lines):
+        words = lines[line - 1].strip()
+    place = f": line {line}" + (" of the checks" if file == CHECKS_FILE else "") if line else ""
+    return f"{type(error).__name__}{place}" + (f": {words}" if words else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The process of a program
+
+
+def confine(limits: Limits) -> None:
+    """Take from this process, for good, what a program must not have. Nothing here depends on the language of the program."""
+    if os.geteuid() == 0:
+        # Root is exempt from the limit on processes and from file permissions, so a program must not be root.
+        with contextlib.suppress(OSError):  # a container may have no such user
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+    # A caller that ignores these signals hands that down, and nothing would end a busy loop.
+    for name in ("SIGPROF", "SIGXCPU"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    seconds = math.ceil(limits.seconds) + 1  # the kernel counts whole seconds here; the timer below is the exact limit
+    _limit("RLIMIT_CPU", seconds, seconds + 1)
+    _limit("RLIMIT_AS", limits.memory_bytes)
+    _limit("RLIMIT_FSIZE", 0)
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_NOFILE", limits.open_files)
+    _limit("RLIMIT_NPROC", 0)
+    signal.setitimer(signal.ITIMER_PROF, limits.seconds)
+
+
+def _limit(name: str, soft: int, hard: int | None = None) -> None:
+    """Lower one resource limit, never below what is already lower."""
+    what = getattr(resource, name)
+    present = resource.getrlimit(what)[1]
+    wanted = [value if present == resource.RLIM_INFINITY else min(value, present) for value in (soft, hard or soft)]
+    try:
+        resource.setrlimit(what, (wanted[0], wanted[1]))
+    except (OSError, ValueError):
+        if sys.platform != "darwin":  # macOS refuses a limit on address space; there the other limits must do
+            raise
+
+
+def _run_child(program: Program, sentinel: str, limits: Limits, folder: str, report: int) -> NoReturn:
+    """The whole life of a program's process: detach, confine, run, report, end."""
+    message = SANDBOX_FAILED
+    try:
+        os.setsid()
+        os.chdir(folder)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nothing, stream)
+        report = os.dup2(report, 3)
+        os.closerange(4, 256)  # the server holds fewer than ten; closing up to the system's limit may take long
+        confine(limits)
+        message = "ended before its last statement"
+        message = _printable(_outcome(program)) or sentinel
+    except BaseException as error:  # this process must end here, whatever happened
+        if message == SANDBOX_FAILED:
+            message += f": {error!r}"
+    finally:
+        # Never return into the server's loop, and run no clean-up that a program may have left behind.
+        with contextlib.suppress(BaseException):
+            os.write(report, message.encode("utf-8", "backslashreplace")[:LONGEST_REPORT])
+        os._exit(0)
+
+
+def _printable(text: str) -> str:
+    """One line of a bounded length without control characters."""
+    text = " ".join(text[: 4 * LONGEST_REASON].split())
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The server: a fresh interpreter that runs this file and forks once per program
+
+
+def _serve() -> None:
+    """Answer jobs, one JSON line each, until the caller closes the pipe."""
+    dropped = _drop_network()
+    import unicodedata  # noqa: F401  "\N{BULLET}" in a program needs it, and a program cannot open files
+
+    with tempfile.TemporaryDirectory(prefix="gsil-bench-") as folder:
+        os.environ.clear()
+        gc.freeze()  # the forks share these objects; the collector must not touch, and so copy, them
+        _send({"network_is_dropped": dropped, "folder": folder})
+        for line in sys.stdin.buffer:
+            job = json.loads(line)
+            _send(_run_job(Program(**job["program"]), job["sentinel"], Limits(**job["limits"]), folder))
+
+
+def _send(message: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _run_job(program: Program, sentinel: str, limits: Limits, folder: str) -> dict[str, Any]:
+    """Fork, run one program, and leave nothing of it behind."""
+    own = tempfile.mkdtemp(dir=folder)
+    receive, report = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _run_child(program, sentinel, limits, own, report)
+    os.close(report)
+    message, late = b"", False
+    try:
+        for chunk in _chunks(receive, limits.wall_seconds):
+            message += chunk
+            if len(message) > LONGEST_REPORT:
+                break
+    except TimeoutError:
+        late = True
+    finally:
+        os.close(receive)
+    for kill in (os.killpg, os.kill):  # the group does not exist yet if the process is late before its first step
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    # The process may have left folders without permissions; those go with the server's folder or stay empty.
+    shutil.rmtree(own, ignore_errors=True)
+    return {"message": message[:LONGEST_REPORT].decode("utf-8", "replace"), "late": late, "status": status}
+
+
+def _chunks(descriptor: int, seconds: float) -> Iterator[bytes]:
+    """What arrives at a descriptor until its end. Raises TimeoutError when the time is up."""
+    deadline = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while selector.select(max(0.0, deadline - time.monotonic())):
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                return
+            yield chunk
+    raise TimeoutError
+
+
+def _drop_network() -> bool:
+    """Move this process into an empty network namespace if the kernel allows; say whether no network can be reached."""
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        new_user, new_network = 0x10000000, 0x40000000
+        libc = ctypes.CDLL(None)
+        # Root may do it at once; anybody else only together with a user namespace, where the kernel has those enabled.
+        if libc.unshare(new_network) != 0:
+            libc.unshare(new_user | new_network)
+    return not any(_has_route(family, address) for family, address in (("AF_INET", "192.0.2.1"), ("AF_INET6", "2001:db8::1")))
+
+
+def _has_route(family: str, address: str) -> bool:
+    """Whether packets to an address would leave this machine. The addresses asked for are reserved for documentation."""
+    import socket
+
+    try:
+        # Connecting a datagram socket sends nothing, but needs a route.
+        with socket.socket(getattr(socket, family), socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))
+    except OSError:
+        return False
+    return True
+
+
+class _Died(Exception):
+    """The server ended or fell silent."""
+
+
+class _Server:
+    """The caller's side of one server: started on entry, restarted if it dies, ended on exit."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.network_is_dropped = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = ""
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._stop()
+
+    def run(self, program: Program) -> ProgramResult:
+        """Run one program. A server that dies is replaced once: a fault of the machine must not become a score of zero."""
+        for _ in range(2):
+            sentinel = secrets.token_hex(16)
+            job = {"program": asdict(program), "sentinel": sentinel, "limits": asdict(self.limits)}
+            try:
+                answer = self._ask(json.dumps(job).encode() + b"\n", self.limits.wall_seconds + START_SECONDS)
+            except _Died:
+                self._stop()
+                self._start()
+                continue
+            if answer["message"] == sentinel:
+                return ProgramResult(True, "passed")
+            if answer["message"].startswith(SANDBOX_FAILED):  # no reason of a program starts like this
+                raise _user_error(f"{answer['message']}: programs cannot be confined on this machine")
+            return ProgramResult(False, answer["message"] or self._silence(answer["status"], answer["late"]))
+        raise _user_error("the sandbox died twice while running the same program (out of memory on this machine?)")
+
+    def _silence(self, status: int, late: bool) -> str:
+        """Why a program's process ended without a report."""
+        if late:
+            return f"timed out after {self.limits.wall_seconds:g} s of waiting"
+        if not os.WIFSIGNALED(status):
+            return "ended before its last statement"
+        number = os.WTERMSIG(status)
+        if number in (signal.SIGPROF, signal.SIGXCPU):
+            return f"timed out after {self.limits.seconds:g} s"
+        return f"crashed (signal {number})"
+
+    def _start(self) -> None:
+        if not hasattr(os, "fork"):
+            raise _user_error("running programs needs Linux or macOS: this system cannot fork")
+        # "-I", spelled out, but for one thing: the environment here is ours, and its fixed hash seed makes the order of sets,
+        # and with it the score of an answer that depends on it, the same in every run.
+        environment = {"PYTHONHASHSEED": "0", "TMPDIR": tempfile.gettempdir()}
+        if "LD_LIBRARY_PATH" in os.environ:  # some clusters' interpreters do not start without it
+            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+        command = [sys.executable, "-s", "-S", "-P", "-W", "ignore", os.path.abspath(__file__)]
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                bufsize=0,
+                cwd="/",
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _user_error(f"the sandbox cannot start with {sys.executable}: {error.strerror or error}") from error
+        try:
+            hello = self._ask(b"", START_SECONDS)
+            self.network_is_dropped, self._folder = hello["network_is_dropped"], hello["folder"]
+        except _Died:
+            self._process.kill()
+            words = self._process.stderr.read().decode("utf-8", "replace") if self._process.stderr else ""
+            self._stop()
+            last = words.strip().rpartition("\n")[2] or "no answer"
+            raise _user_error(f"the sandbox cannot start with {sys.executable}: {last}") from None
+
+    def _ask(self, line: bytes, seconds: float) -> dict[str, Any]:
+        """Send a line, receive a line."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        received = b""
+        try:
+            view = memoryview(line)
+            while view:
+                view = view[process.stdin.write(view) :]
+            for chunk in _chunks(process.stdout.fileno(), seconds):
+                received += chunk
+                if received.endswith(b"\n"):
+                    answer: dict[str, Any] = json.loads(received)
+                    return answer
+        except (OSError, ValueError) as error:  # a broken pipe, TimeoutError, half a line
+            raise _Died from error
+        raise _Died
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        _close(process.stdin)
+        try:
+            process.wait(timeout=5)  # at the end of its input it removes its folder and ends
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _close(process.stdout)
+        _close(process.stderr)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)  # still there if it was killed
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+def _user_error(message: str) -> Exception:
+    # Imported here because the server runs this file without the package on its path.
+    from gsil_bench.errors import UserError
+
+    return UserError(message)
+
+
+if __name__ == "__main__":
+    _serve()

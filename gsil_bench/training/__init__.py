@@ -1,0 +1,1 @@
+"""Reference log-probs, batches and the one training loop. Never imports evaluation."""

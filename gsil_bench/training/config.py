@@ -1,0 +1,76 @@
+"""How a method is trained: one frozen record, the same for every method unless its own record or the user says otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gsil_bench.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the loop. Every field can be set as METHOD.FIELD=VALUE, or for all methods in a recipe's `training`."""
+
+    learning_rate: float = 1e-5
+    """Peak of the schedule, given for a model of a few billion parameters."""
+    learning_rate_factor: float = 1.0
+    """Multiplies it: how a recipe says that its model wants larger steps, for every method alike."""
+    epochs: float = 2.0
+    """Passes over the demonstrations in the whole run, split evenly among a method's rounds: the compute budget."""
+    batch_size: int = 32
+    """Demonstrations per optimiser step."""
+    micro_batch_tokens: int = 8192
+    """Padded tokens per forward pass; memory only, the result does not depend on it beyond rounding."""
+    warmup: float = 0.1
+    """Share of a round's steps in which the learning rate rises linearly."""
+    schedule: str = "linear"
+    """After the warm-up: "linear" or "cosine" to zero, or "constant"."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    """AdamW's first moment."""
+    beta2: float = 0.999
+    """AdamW's second moment."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """What the optimiser is given after the warm-up."""
+        return self.learning_rate * self.learning_rate_factor
+
+    @staticmethod
+    def defaults() -> dict[str, Any]:
+        """Field → default."""
+        return dataclasses.asdict(TrainConfig())
+
+    @staticmethod
+    def of(changes: Mapping[str, Any], where: str) -> TrainConfig:
+        """The defaults with changes, checked.
+
+        Raises:
+            UserError: an unknown field or a value out of range; `where` (a method, a recipe) is named.
+        """
+        for key in changes:
+            if key not in TrainConfig.defaults():
+                raise unknown_name(f"training setting of {where}", key, TrainConfig.defaults())
+        config = TrainConfig(**changes)
+        limits = {
+            "learning_rate": config.learning_rate > 0,
+            "learning_rate_factor": config.learning_rate_factor > 0,
+            "epochs": config.epochs > 0,
+            "batch_size": config.batch_size >= 1,
+            "micro_batch_tokens": config.micro_batch_tokens >= 1,
+            "warmup": 0 <= config.warmup < 1,
+            "schedule": config.schedule in ("linear", "cosine", "constant"),
+            "weight_decay": config.weight_decay >= 0,
+            "beta1": 0 <= config.beta1 < 1,
+            "beta2": 0 <= config.beta2 < 1,
+            "max_grad_norm": config.max_grad_norm >= 0,
+        }
+        for key, fine in limits.items():
+            if not fine:
+                raise UserError(f"{where}.{key}={getattr(config, key)} is out of range")
+        return config

@@ -1,0 +1,363 @@
+"""The statistics against values worked out by hand (arithmetic in the docstrings), their invariants, their error rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+
+from gsil_bench.evaluation.statistics import (
+    Array,
+    PairedDifference,
+    bound_without_spread,
+    changed_by_holm,
+    default_margin,
+    holm,
+    paired_difference,
+    score_interval,
+    t_interval,
+    verdict,
+    wilson,
+)
+
+NAN = math.nan
+
+
+def array(*rows: list[float]) -> Array:
+    return np.array(rows, dtype=np.float64)
+
+
+def pairs(both: int, a_only: int, b_only: int, neither: int) -> tuple[Array, Array]:
+    """0/1 scores of one seed each from the four counts of a McNemar table."""
+    first = [1.0] * (both + a_only) + [0.0] * (b_only + neither)
+    second = [1.0] * both + [0.0] * a_only + [1.0] * b_only + [0.0] * neither
+    return array(first), array(second)
+
+
+def t_quantile(p: float, df: float) -> float:
+    return float(stats.t.ppf(p, df))
+
+
+# ---- one score ---------------------------------------------------------------------------------------------
+
+
+def test_wilson_of_five_in_ten() -> None:
+    """z² = 3.841459. Centre 0.5; half = z / (1 + z²/10) · √(0.025 + z²/400) = 1.416010 · 0.186020 = 0.263406."""
+    interval = wilson(5, 10)
+    assert (interval.low, interval.high) == pytest.approx((0.236594, 0.763406), abs=1e-6)
+    assert interval.method == "Wilson"
+
+
+def test_wilson_at_the_ends_of_the_scale() -> None:
+    """No success: [0, z² / (n + z²)] = [0, 3.841459 / 13.841459]. n successes: its mirror image."""
+    assert (wilson(0, 10).low, wilson(0, 10).high) == pytest.approx((0, 0.277533), abs=1e-6)
+    assert (wilson(10, 10).low, wilson(10, 10).high) == pytest.approx((0.722467, 1), abs=1e-6)
+    assert wilson(0, 10).low == 0.0
+    assert wilson(10, 10).high == 1.0
+
+
+def test_nothing_scored_is_unknown_and_not_zero() -> None:
+    for interval in (wilson(0, 0), score_interval(array([NAN, NAN]), binary=True)):
+        assert math.isnan(interval.estimate)
+        assert (interval.low, interval.high, interval.method) == (0.0, 1.0, "no scored items")
+    graded = score_interval(array([NAN], [NAN]), binary=False, bounds=(1, 10))
+    assert math.isnan(graded.estimate)
+    assert (graded.low, graded.high) == (1, 10)
+
+
+def test_t_interval_of_one_to_five() -> None:
+    """s² = 2.5, SE = √(2.5/5) = 0.707107, t(4) = 2.776445, half = 1.963243. The scale's ends cut it."""
+    interval = t_interval([1, 2, 3, NAN, 4, 5])
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((3, 1.036757, 4.963243), abs=1e-6)
+    assert t_interval([1, 2, 3, 4, 5], bounds=(2, 4.5)).low == 2
+    assert t_interval([1, 2, 3, 4, 5], bounds=(2, 4.5)).high == 4.5
+
+
+def test_equal_scores_leave_room_for_what_was_not_drawn() -> None:
+    """20 tens on 1–10: at most u = 1 − 0.05^(1/20) = 1 − e^(−0.1497866) = 0.1391083 are lower; 10 − 9u = 8.748025."""
+    interval = t_interval([10.0] * 20, bounds=(1, 10))
+    assert (interval.low, interval.high) == pytest.approx((8.748025, 10), abs=1e-6)
+    assert interval.method == "bound without spread"
+
+
+def test_one_graded_item_says_next_to_nothing() -> None:
+    """n = 1: u = 0.95, so [7 − 0.95 · 6, 7 + 0.95 · 3] = [1.3, 9.85]; without a scale, nothing at all."""
+    interval = score_interval(array([7.0]), binary=False, bounds=(1, 10))
+    assert (interval.low, interval.high) == pytest.approx((1.3, 9.85))
+    assert (t_interval([7.0]).low, t_interval([7.0]).high) == (-math.inf, math.inf)
+
+
+def test_a_hundred_zeros_give_the_rule_of_three() -> None:
+    """100 zeros on 0–1: 1 − 0.05^(1/100) = 1 − e^(−0.02995732) = 0.029513, which the rule of three calls 3/100."""
+    assert bound_without_spread(0.0, 100, (0, 1)).high == pytest.approx(0.029513, abs=1e-6)
+
+
+def test_two_seeds_add_their_own_variance() -> None:
+    """Items' means 1.5 and 4.5: 4.5/2 = 2.25. Seeds' means 2 and 4: 2/2 = 1.
+
+    SE = √3.25 = 1.802776, df = 3.25² / (2.25² + 1²) = 1.742268.
+    """
+    interval = score_interval(array([1, 3], [2, 6]), binary=False)
+    half = t_quantile(0.975, 1.742268) * 1.802776
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-5)
+    assert interval.method == "t over items and seeds"
+
+
+def test_an_item_that_one_seed_did_not_score_is_left_out_for_all() -> None:
+    assert score_interval(array([1, 0, NAN], [1, 1, 0]), binary=True).estimate == 0.75
+
+
+# ---- differences of 0/1 scores -----------------------------------------------------------------------------
+
+
+def test_mcnemar_of_eight_against_two() -> None:
+    """p = 2 · (1 + 10 + 45) / 2¹⁰ = 0.109375.
+
+    Bonett and Price: centre 6/102 = 0.058824, SE = √(12/102 − 0.058824²) / √102 = 0.337916 / 10.099505 = 0.033459,
+    half = 1.959964 SE = 0.065578. Resolvable: 2.801585 SE = 0.093737.
+    """
+    found = paired_difference(*pairs(40, 8, 2, 50), binary=True, scale=1)
+    assert found.p_value == pytest.approx(0.109375)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.06, -0.006754, 0.124402), abs=1e-6)
+    assert found.resolvable == pytest.approx(0.093737, abs=1e-6)
+    assert (found.n_items, found.n_dropped, found.a_better, found.b_better) == (100, 0, 8, 2)
+
+
+def test_six_against_none_is_the_fewest_that_is_significant() -> None:
+    """2 / 2⁶ = 0.03125, 2 / 2⁵ = 0.0625."""
+    six, five = (paired_difference(*pairs(0, k, 0, 50), binary=True, scale=1) for k in (6, 5))
+    assert six.p_value == pytest.approx(0.03125)
+    assert six.low > 0
+    assert five.p_value == pytest.approx(0.0625)
+    assert five.low <= 0
+
+
+def test_no_discordant_pair_is_no_certainty() -> None:
+    """n = 10: SE = √(2/12) / √12 = 0.117851, half = 0.230983."""
+    found = paired_difference(*pairs(7, 0, 0, 3), binary=True, scale=1)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0, -0.230983, 0.230983), abs=1e-6)
+    assert found.p_value == 1.0
+
+
+def test_the_exact_test_needs_six_discordant_pairs() -> None:
+    """Six items: all six must differ, δ⁶ = 0.8, δ = 0.963492. Five items resolve nothing."""
+    assert paired_difference(*pairs(3, 0, 0, 3), binary=True).resolvable == pytest.approx(0.963492, abs=1e-6)
+    assert paired_difference(*pairs(3, 0, 0, 2), binary=True).resolvable == math.inf
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 200))
+def test_interval_and_exact_p_never_disagree(a_only: int, b_only: int, same: int) -> None:
+    if a_only + b_only + same == 0:
+        return
+    found = paired_difference(*pairs(0, a_only, b_only, same), binary=True, scale=1)
+    assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+    assert -1 <= found.low <= found.estimate <= found.high <= 1
+    assert found.low < found.high
+    assert found.p_value == pytest.approx(
+        float(stats.binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1
+    )
+
+
+# ---- differences of graded scores and of several seeds -----------------------------------------------------
+
+
+def test_paired_t_of_one_to_five() -> None:
+    """t = 3 / 0.707107 = √18 with 4 degrees of freedom, whose distribution function has a closed form:
+
+    F(t) = 1/2 + 3/8 · t/√(1 + t²/4) · (1 − t² / (12 (1 + t²/4))). t/√5.5 = 1.809068 and 1 − 18/66 = 0.727273 give
+    0.993382, so p = 0.013236. Resolvable: (2.776445 + 0.940965) · 0.707107 = 2.628606.
+    """
+    found = paired_difference(array([2, 4, 6, 8, 10, NAN]), array([1, 2, 3, 4, 5, 6]), scale=10)
+    assert found.p_value == pytest.approx(0.013236, abs=1e-6)
+    assert (found.low, found.high) == pytest.approx((1.036757, 4.963243), abs=1e-6)
+    assert found.resolvable == pytest.approx(2.628606, abs=1e-5)
+    assert (found.n_items, found.n_dropped, found.method) == (5, 1, "paired t")
+
+
+A = array([1, 3], [2, 6])
+B = array([0, 1], [1, 2], [2, 3])
+
+
+def test_seeds_and_items_both_count() -> None:
+    """Item differences 0.5 and 2.5: 2/2 = 1. Seed means of a 2 and 4: 2/2 = 1; of b 0.5, 1.5, 2.5: 1/3.
+
+    SE² = 7/3, df = (7/3)² / (1²/1 + 1²/1 + (1/3)²/2) = 5.444444 / 2.055556 = 2.648649.
+    """
+    found = paired_difference(A, B, scale=10)
+    se, df = math.sqrt(7 / 3), 2.648649
+    half = t_quantile(0.975, df) * se
+    assert (found.estimate, found.low, found.high) == pytest.approx((1.5, 1.5 - half, 1.5 + half), rel=1e-5)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(1.5 / se, df), rel=1e-5)
+    assert found.resolvable == pytest.approx((t_quantile(0.975, df) + t_quantile(0.8, df)) * se, rel=1e-5)
+    assert found.method == "paired t over items and seeds"
+
+
+def test_a_single_trained_run_borrows_the_other_methods_seed_variance() -> None:
+    """Item differences 0 and 1: 0.5/2 = 0.25. s²_b = 1 serves both: 1 · (1/3 + 1/1) = 4/3 with 2 degrees of freedom.
+
+    df = (0.25 + 4/3)² / (0.25²/1 + (4/3)²/2) = 2.506944 / 0.951389 = 2.635037.
+    """
+    found = paired_difference(A[:1], B, scale=100)
+    half = t_quantile(0.975, 2.635037) * math.sqrt(0.25 + 4 / 3)
+    assert found.high - found.estimate == pytest.approx(half, rel=1e-5)
+
+
+def test_the_untrained_model_has_no_seed_variance() -> None:
+    """0.25 + 1/3; df = 0.583333² / (0.0625 + (1/9)/2) = 0.340278 / 0.118056 = 2.882353."""
+    found = paired_difference(A[:1], B, scale=100, a_trained=False)
+    half = t_quantile(0.975, 2.882353) * math.sqrt(0.25 + 1 / 3)
+    assert found.high - found.estimate == pytest.approx(half, rel=1e-5)
+
+
+def test_equal_differences_are_bounded_by_the_scale() -> None:
+    """Ten differences of 1 on a scale of 9: p = (9/10)¹⁰ = 0.348678. Of 9: p = (1/2)¹⁰ = 0.000977."""
+    small = paired_difference(array([2.0] * 10), array([1.0] * 10), scale=9)
+    large = paired_difference(array([10.0] * 10), array([1.0] * 10), scale=9)
+    assert (small.p_value, large.p_value) == pytest.approx((0.348678, 0.000977), abs=1e-6)
+    assert small.low < 0 < small.high
+    assert large.low > 0
+    assert math.isnan(small.resolvable)
+
+
+def test_identical_graded_scores_without_a_scale_prove_nothing() -> None:
+    found = paired_difference(array([1, 2, 3]), array([1, 2, 3]))
+    assert (found.low, found.high, found.p_value) == (-math.inf, math.inf, 1.0)
+
+
+def test_no_common_item() -> None:
+    found = paired_difference(array([1, NAN]), array([NAN, 1]), binary=True, scale=1)
+    assert (found.n_items, found.n_dropped) == (0, 2)
+    assert math.isnan(found.estimate)
+    assert math.isnan(found.p_value)
+    assert verdict(found, 0.02) == "not resolved"
+
+
+def test_better_follows_the_direction() -> None:
+    first, second = array([1, 2, 5]), array([2, 3, 4])
+    assert paired_difference(first, second).b_better == 2
+    assert paired_difference(first, second, higher_is_better=False).a_better == 2
+
+
+graded = st.lists(st.lists(st.floats(0, 10), min_size=4, max_size=4), min_size=1, max_size=3)
+
+
+@settings(deadline=None)
+@given(graded, graded)
+def test_swapping_the_methods_mirrors_the_result(first: list[list[float]], second: list[list[float]]) -> None:
+    one = paired_difference(array(*first), array(*second), scale=10)
+    other = paired_difference(array(*second), array(*first), scale=10)
+    assert one.estimate == pytest.approx(-other.estimate, abs=1e-9)
+    assert one.low == pytest.approx(-other.high, abs=1e-9)
+    assert one.p_value == pytest.approx(other.p_value, abs=1e-9)
+    assert (one.a_better, one.b_better) == (other.b_better, other.a_better)
+    assert one.low <= one.estimate <= one.high
+    assert one.low < one.high
+
+
+# ---- verdicts ----------------------------------------------------------------------------------------------
+
+
+def difference(estimate: float, half: float, p: float, half90: float) -> PairedDifference:
+    low, high = estimate - half, estimate + half
+    return PairedDifference(estimate, low, high, p, "t", 9, 0, 0, 0, 1.0, estimate - half90, estimate + half90)
+
+
+@pytest.mark.parametrize(
+    ("found", "margin", "higher", "expected"),
+    [
+        (difference(0.05, 0.03, 0.01, 0.025), 0.02, True, "better"),
+        (difference(0.05, 0.03, 0.01, 0.025), 0.02, False, "worse"),
+        (difference(-0.05, 0.03, 0.01, 0.025), 0.02, True, "worse"),
+        (difference(0.001, 0.015, 0.9, 0.012), 0.02, True, "equivalent"),
+        (difference(0.001, 0.015, 0.9, 0.012), 0.0, True, "not resolved"),
+        (difference(0.01, 0.015, 0.3, 0.012), 0.02, True, "not resolved"),
+        (difference(0.01, 0.005, 0.001, 0.004), 0.02, True, "better"),
+    ],
+)
+def test_verdicts(found: PairedDifference, margin: float, higher: bool, expected: str) -> None:
+    assert verdict(found, margin, higher_is_better=higher) == expected
+
+
+def test_the_verdict_follows_holm() -> None:
+    found = difference(0.05, 0.045, 0.03, 0.04)
+    assert verdict(found, 0.02, p_value=0.06) == "not resolved"
+    assert changed_by_holm(found, 0.06)
+    assert not changed_by_holm(found, 0.04)
+
+
+def test_holm_by_hand() -> None:
+    """Sorted 0.01, 0.03, 0.04 times 3, 2, 1 = 0.03, 0.06, 0.04; never falling: 0.03, 0.06, 0.06. NaN is no test."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    with_nan = holm([NAN, 0.02])
+    assert math.isnan(with_nan[0])
+    assert with_nan[1] == 0.02
+    assert holm([]) == []
+
+
+def test_margin_is_two_percent_of_a_scale_that_has_ends() -> None:
+    assert default_margin(10.0, 1.0) == pytest.approx(0.18)
+    assert default_margin(0.0, None) == default_margin(0.0, math.inf) == 0.0
+
+
+# ---- error rates, simulated --------------------------------------------------------------------------------
+
+
+def runs(rng: np.random.Generator, abilities: Array, seeds: int, seed_sd: float) -> Array:
+    """0/1 scores of training runs whose accuracies scatter, (seeds, items)."""
+    chances = np.clip(abilities + rng.normal(0, seed_sd, size=(seeds, 1)), 0, 1)
+    return (rng.random((seeds, len(abilities))) < chances).astype(np.float64)
+
+
+def rejections(repeats: int, items: int, seeds: tuple[int, int], seed_sd: float, **settings: Any) -> float:
+    """Share of comparisons of a method with itself that are called a difference."""
+    rng = np.random.default_rng(20)
+    found = 0
+    for _ in range(repeats):
+        abilities = rng.beta(0.5, 0.5, size=items)
+        first, second = (runs(rng, abilities, count, seed_sd) for count in seeds)
+        found += paired_difference(first, second, binary=True, scale=1, **settings).p_value < 0.05
+    return found / repeats
+
+
+@pytest.mark.parametrize(
+    ("items", "seeds", "seed_sd"),
+    [(200, (1, 1), 0.0), (1000, (3, 3), 0.02), (1000, (3, 3), 0.0), (164, (3, 3), 0.04), (1000, (2, 3), 0.02)],
+)
+def test_type_one_error_is_held(items: int, seeds: tuple[int, int], seed_sd: float) -> None:
+    assert rejections(2000, items, seeds, seed_sd) <= 0.065
+
+
+def test_pooling_seeds_and_items_would_not_hold_it() -> None:
+    """The trap that the seed part avoids: 3 seeds of SD 2 points, items × seeds as one sample, reject far too often."""
+    rng = np.random.default_rng(21)
+    found = 0
+    for _ in range(300):
+        abilities = rng.beta(0.5, 0.5, size=1000)
+        first, second = runs(rng, abilities, 3, 0.02), runs(rng, abilities, 3, 0.02)
+        found += paired_difference(first.reshape(1, -1), second.reshape(1, -1), binary=True).p_value < 0.05
+    assert found / 300 > 0.15
+
+
+def test_power_at_the_resolvable_difference_is_as_promised() -> None:
+    """50 items, differences of SD 1, SE 1/√50: (2.009575 + 0.848880) / √50 = 0.404246 is found in 80 % of cases."""
+    rng = np.random.default_rng(22)
+    zeros = np.zeros((1, 50))
+    samples = [paired_difference(rng.normal(0.404246, 1, (1, 50)), zeros) for _ in range(3000)]
+    assert np.mean([found.p_value < 0.05 for found in samples]) == pytest.approx(0.8, abs=0.03)
+    assert np.mean([found.resolvable for found in samples]) == pytest.approx(0.404, abs=0.01)
+
+
+def test_equivalence_is_rarely_claimed_at_the_margin() -> None:
+    """A true difference of exactly the margin is called equivalent in at most 5 % of cases."""
+    rng = np.random.default_rng(23)
+    claims = 0
+    for _ in range(2000):
+        found = paired_difference(rng.normal(0.5, 1, (1, 60)), np.zeros((1, 60)))
+        claims += found.equivalence_high < 0.5
+    assert claims / 2000 <= 0.065
