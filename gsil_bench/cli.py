@@ -1,6 +1,6 @@
 """`gsil-bench VERB`: the comparison, and what there is to compare.
 
-    gsil-bench compare --methods sft,gsil-logistic · gsil-bench methods · gsil-bench tasks · gsil-bench doctor
+gsil-bench compare --methods sft,gsil-logistic · gsil-bench methods · gsil-bench tasks · gsil-bench doctor
 """
 
 from __future__ import annotations
@@ -67,13 +67,11 @@ def _print_methods() -> int:
 def _print_tasks() -> int:
     from gsil_bench.tasks import SUITES, TASKS, load_task
 
-    table = Table("task", "protocol", "metric", "test items", "what it is", box=None, header_style="bold", pad_edge=False)
+    table = Table("task", "protocol", "decoding", "metric", "what it is", box=None, header_style="bold", pad_edge=False)
     for task in map(load_task, TASKS):
-        try:
-            count = str(len(task.items("test", None)))
-        except UserError:
-            count = "not here"
-        table.add_row(task.name, task.protocol.name, task.metric, count, task.summary)
+        protocol = task.protocol
+        decoding = "greedy" if protocol.temperature == 0 else f"T={protocol.temperature:g}, top-p {protocol.top_p:g}"
+        table.add_row(task.name, protocol.name, f"{decoding}, {protocol.max_new_tokens} tokens", task.metric, task.summary)
     _console().print(table)
     for name, members in SUITES.items():
         print(f"\n{name} stands for {', '.join(members)}")
@@ -90,7 +88,7 @@ def _print_checks(data_dir: str | None, out: Path) -> int:
 
 def _checks(data_dir: str | None, out: Path) -> Iterator[tuple[str, bool | None, str]]:
     """(what, whether it works or None for a remark, in words)."""
-    from gsil_bench.data.sources import SOURCES, locate_offline
+    from gsil_bench.data.sources import SOURCES, find_local
     from gsil_bench.inputs import check_writable
     from gsil_bench.tasks.sandbox import run_restricted
 
@@ -108,7 +106,7 @@ def _checks(data_dir: str | None, out: Path) -> Iterator[tuple[str, bool | None,
     yield "sandbox", held, "runs good programs, stops bad ones" if held else f"does not hold: {[item.reason for item in sandbox]}"
     folder = data_dir or os.environ.get("GSIL_BENCH_DATA")
     for name, source in SOURCES.items():
-        path = locate_offline(source, Path(folder) if folder else None)
+        path = find_local(source, Path(folder) if folder else None)
         yield name, None, str(path) if path else "not here; downloaded on first use"
     try:
         check_writable(out)

@@ -2,8 +2,8 @@
 
     python -m gsil_bench.compare --methods sft,gsil-logistic
 
-Read inputs → plan → run the stages that are not there yet → a result file per cell → tables. Exit codes: 0 all cells have results,
-1 some failed, 2 bad input (one line says what), 130 interrupted (the same command continues).
+Read inputs → plan → run the stages that are not there yet → a result file per cell → tables. Exit codes: 0 all cells have
+results, 1 some failed, 2 bad input (one line says what), 130 interrupted (the same command continues).
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def run(config: Config, options: Options = Options()) -> int:
     with Interrupts() as interrupts:
         execution = LocalRun(store, resources, reporter, interrupts, out / "failures")
         try:
-            outcome = execution.execute(
-                plan, lambda cell, outcome: results.append(write_result(out, cell, inputs, outcome.made))
-            )
+            outcome = execution.execute(plan, lambda cell, outcome: results.append(write_result(out, cell, inputs, outcome.made)))
         except KeyboardInterrupt:
             reporter.line("interrupted; everything done so far is kept, the same command continues from here")
             return 130
@@ -82,9 +80,12 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
     """Write the tables below `out` and print one."""
     from gsil_bench.records import write_atomically
     from gsil_bench.reporting import tables
+    from gsil_bench.reporting.comparison import Comparison
+    from gsil_bench.reporting.terminal import render_terminal
+    from gsil_bench.reporting.wording import render_summary
 
     inputs = plan.inputs
-    comparison = tables.Comparison.of(
+    comparison = Comparison.of(
         results,
         failures,
         methods=[method.name for method in inputs.methods],
@@ -95,7 +96,7 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
     files = {
         out / "table.md": tables.render_markdown(comparison),
         out / "table.csv": tables.render_csv(comparison),
-        out / "table.txt": tables.render_terminal(comparison, width=100),
+        out / "table.txt": render_terminal(comparison, width=100),
         out / "table.json": json.dumps(tables.render_json(comparison), indent=1, ensure_ascii=False) + "\n",
     }
     for path, text in files.items():
@@ -104,8 +105,8 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
         print((out / "table.json").read_text(encoding="utf-8"), end="")
         return
     console = Console(highlight=False)
-    print(tables.render_terminal(comparison, width=console.width, colour=console.is_terminal))
-    for line in tables.render_summary(comparison):
+    print(render_terminal(comparison, width=console.width, colour=console.is_terminal))
+    for line in render_summary(comparison):
         print(line)
     print(f"\nfiles: {', '.join(str(path) for path in files)}; results of every cell: {out / 'results'}")
 
@@ -133,12 +134,16 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def compare(
-    methods: Annotated[str | None, typer.Option(help="Names separated by commas, or module:ATTRIBUTE. [sft,gsil-logistic]")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names separated by commas, or module:ATTRIBUTE. [sft,gsil-logistic]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, or mini (the embedded model). [mini]")] = None,
     demonstrations: Annotated[
         str | None, typer.Option(help="File, folder, hub id or task name. [the train splits of the compared tasks]")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Names separated by commas; a suite's name stands for its tasks. [mini]")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Names separated by commas; a suite's name stands for its tasks. [mini]")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds separated by commas. [0]")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="Change a method's setting; repeatable.")
@@ -147,7 +152,9 @@ def compare(
         list[str] | None, typer.Option("--field", metavar="FIELD=NAME", help="How the file names a field; repeatable.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged recipe; flags override it.")] = None,
-    control: Annotated[str | None, typer.Option(help="Method that differences are taken from. [sft-continued, or the first]")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Method that differences are taken from. [sft-continued, or the first]")
+    ] = None,
     no_start: Annotated[bool, typer.Option("--no-start", help="Leave out the row of the untrained model.")] = False,
     chat_template: Annotated[str | None, typer.Option(help="Jinja file or plain, for a tokenizer without one.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder searched for data files first; also GSIL_BENCH_DATA.")] = None,
@@ -182,10 +189,13 @@ def compare(
     }
 
     def action() -> int:
+        from gsil_bench.inputs import check_targets
+
         flags = {key: value for key, value in typed.items() if value is not None}
         flags |= {"set": parse_settings(set_)} if set_ else {}
         flags |= {"fields": parse_fields(field)} if field else {}
         config = resolve(flags, recipe, RECIPES)
+        check_targets(flags.get("set", {}), config.methods)
         return run(config, Options(dry_run, as_json))
 
     raise typer.Exit(guarded(action))

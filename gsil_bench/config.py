@@ -69,7 +69,8 @@ MAPPINGS = ("fields", "set", "training")
 def resolve(flags: Mapping[str, Any], recipe: str | None, recipes: Path) -> Config:
     """The configuration that flags and recipe ask for.
 
-    The packaged recipe of a packaged model (`mini.yaml` for `mini`) lies under every other layer: it holds settings that suit its size.
+    The packaged recipe of a packaged model (`mini.yaml` for `mini`) lies under every other layer: it holds settings that suit
+    its size.
 
     Args:
         flags: field → value for those the user typed; strings as typed.
@@ -81,8 +82,7 @@ def resolve(flags: Mapping[str, Any], recipe: str | None, recipes: Path) -> Conf
     """
     asked = _load_recipe(recipe, recipes) if recipe else {}
     model = str(flags.get("model") or asked.get("model") or Config.model)
-    packaged = recipes / f"{model}.yaml"
-    base = _load_recipe(model, recipes) if packaged.name == f"{Path(model).name}.yaml" and packaged.is_file() else {}
+    base = _load_recipe(model, recipes) if model in {path.stem for path in recipes.glob("*.yaml")} else {}
     layers = [base, asked, {key: _typed(key, value, f"--{key.replace('_', '-')}") for key, value in flags.items()}]
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -147,7 +147,9 @@ def _typed(key: str, value: Any, where: str) -> Any:
     if key in MAPPINGS:
         fine = isinstance(value, Mapping) and (key != "set" or all(isinstance(item, Mapping) for item in value.values()))
         if not fine:
-            raise UserError(f"{where}: expected {'METHOD: {SETTING: VALUE}' if key == 'set' else 'keys and values'}, found {value!r}")
+            raise UserError(
+                f"{where}: expected {'METHOD: {SETTING: VALUE}' if key == 'set' else 'keys and values'}, found {value!r}"
+            )
         return value
     return value if key in NUMBERS or key in SWITCHES or value is None else str(value)
 

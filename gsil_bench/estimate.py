@@ -1,4 +1,6 @@
-"""What a plan will cost: from the speeds seen in this store where there are any, otherwise from the model's size and the machine's."""
+"""What a plan will cost: from the speeds seen in this store where there are any, otherwise from the model's size and the
+machine's.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +72,9 @@ class StageForecast:
 
 
 def forecast(plan: Plan, store: Store) -> list[StageForecast]:
-    """Every stage with whether its artefact is there and how long it will take. What depends on weights that are not yet known counts
-    as not there."""
+    """Every stage with whether its artefact is there and how long it will take. What depends on weights that are not yet known
+    counts as not there.
+    """
     speeds, model = Speeds.of(store), plan.inputs.model
     made: dict[str, Artefact] = {}
     forecasts = []

@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gsil_bench.config import Config
+from gsil_bench.config import Config, Settings
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.data.demonstrations import check_lengths, from_items, read_demonstrations, split_held_out
 from gsil_bench.errors import UserError, unknown_name
-from gsil_bench.methods import Method, load_method, with_settings
+from gsil_bench.methods import Method, baseline_methods, load_method, with_settings
 from gsil_bench.models import checkpoint
 from gsil_bench.records import Demonstration, Encoded, digest
 from gsil_bench.tasks import TASKS, expand, load_task
@@ -150,10 +150,21 @@ def resolve_methods(config: Config) -> tuple[Method, ...]:
         fitting = config.training if method.loss is not None else {}
         methods.append(with_settings(method, {**fitting, **changes}))
     names = [method.name for method in methods]
+    for target in config.set:
+        if target not in {*config.methods, *names, *baseline_methods()}:
+            raise unknown_name("method in set", target, [*names, *baseline_methods()])
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"two methods are named {repeated.pop()!r}")
     return tuple(methods)
+
+
+def check_targets(settings: Settings, typed: Sequence[str]) -> None:
+    """Raise UserError if a setting of the command line belongs to a method that is not compared: it would change nothing."""
+    known = {name for word in typed for name in (word, load_method(word).name)}
+    for target in settings:
+        if target not in known:
+            raise unknown_name("method in --set (not among --methods)", target, known)
 
 
 def _data_dir(config: Config) -> Path | None:
@@ -209,7 +220,9 @@ def _demonstrations(config: Config, tasks: Sequence[TaskInput], model: Model, da
     source, named, counts = _read(config, tasks, data_dir)
     kept, dropped = check_lengths(named, model.chat, model.context_length, config.drop_long)
     train, held_out = split_held_out(kept)
-    encoded = dict(zip([item.id for item in kept], model.chat.encode_many([(item.messages, item.answer) for item in kept]), strict=True))
+    encoded = dict(
+        zip([item.id for item in kept], model.chat.encode_many([(item.messages, item.answer) for item in kept]), strict=True)
+    )
     return Demonstrations(
         source=source,
         train=tuple(train),
@@ -226,9 +239,7 @@ def _read(
     """Demonstrations by file, folder, hub id or task name; the compared tasks' train splits if none are named."""
     source = config.demonstrations
     if source is not None and source not in TASKS and source not in ("mini",):
-        demonstrations, counts = read_demonstrations(
-            source, config.fields, data_dir=data_dir, limit=config.limit_demonstrations
-        )
+        demonstrations, counts = read_demonstrations(source, config.fields, data_dir=data_dir, limit=config.limit_demonstrations)
         return source, demonstrations, dataclasses.asdict(counts)
     chosen = [load_task(name) for name in expand([source])] if source is not None else [item.task for item in tasks]
     items: dict[str, Item] = {}

@@ -15,10 +15,10 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from gsil_bench.errors import UserError, unknown_name
-from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.config import TrainConfig, as_type_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,12 +55,6 @@ class PairLogProbs:
     def generated_log_ratios(self) -> Tensor:
         """log π_θ(y'|x) − log π_ref(y'|x) of the self-generations, (pairs,)."""
         return self.policy_generated_logps - self.reference_generated_logps
-
-
-class Loss(Protocol):
-    """loss(pair, **settings) → one value per example, shape (pairs,)."""
-
-    def __call__(self, pair: PairLogProbs, /, **settings: float) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -155,8 +149,8 @@ def load_method(name: str, registry: Mapping[str, str] | None = None) -> Method:
     module, _, attribute = target.partition(":")
     try:
         method = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"method {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise UserError(f"method {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(method, Method):
         raise UserError(f"method {name!r}: {target} is a {type(method).__name__}, not a gsil_bench.methods.Method")
     return method
@@ -182,7 +176,7 @@ def with_settings(method: Method, changes: Mapping[str, Any]) -> Method:
         group = next((name for name, fields in groups.items() if key in fields), None)
         if group is None:
             raise unknown_name(f"setting of {method.name}", key, [key for fields in groups.values() for key in fields])
-        typed = _as_type_of(groups[group][key], value, f"{method.name}.{key}")
+        typed = as_type_of(groups[group][key], value, f"{method.name}.{key}")
         if group == "settings":
             method = dataclasses.replace(method, settings={**method.settings, key: typed})
         elif group == "protocol":
@@ -191,17 +185,6 @@ def with_settings(method: Method, changes: Mapping[str, Any]) -> Method:
             method = dataclasses.replace(method, training={**method.training, key: typed})
     _check(method)
     return method
-
-
-def _as_type_of(default: object, value: object, where: str) -> Any:
-    """The value converted to the default's type, or a UserError that names the setting."""
-    kind = type(default)
-    try:
-        if isinstance(value, bool) or (kind is int and float(str(value)) != int(float(str(value)))):
-            raise ValueError
-        return kind(float(str(value))) if kind is int else kind(value)  # type: ignore[call-arg]
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where}={value}: expected {kind.__name__}, such as {default}") from None
 
 
 def _check(method: Method) -> None:

@@ -1,8 +1,8 @@
 """The plan: which stages a comparison needs, each once, and which cells they end in.
 
-A stage is named by a key, the digest of what it does and of the keys of the stages it needs, so that two methods that share a stage
-plan it once. What it makes is stored under a fingerprint, the digest of what it does and of the *contents* it needs: a checkpoint's
-answers are found by its weights, never by a path or a name.
+A stage is named by a key, the digest of what it does and of the keys of the stages it needs, so that two methods that share a
+stage plan it once. What it makes is stored under a fingerprint, the digest of what it does and of the *contents* it needs: a
+checkpoint's answers are found by its weights, never by a path or a name.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ class Planner:
         )
         inputs = {**self._frame, "side": side}
         label = f"reference log-probs of {side} answers under {_policy_name(opponent)}"
-        return self._stage("reference", label, inputs, needs, partial(stages.reference_logps, side=side), tokens=self._train_tokens)
+        return self._stage(
+            "reference", label, inputs, needs, partial(stages.reference_logps, side=side), tokens=self._train_tokens
+        )
 
     def training(self, method: Method, seed: int) -> tuple[Stage, ...]:
         """Stages 2 to 4, once a round."""
@@ -185,9 +187,7 @@ class Planner:
         for index in range(rounds):
             opponent = self.start if method.protocol.opponent == "initial" else policy
             needs = {"policy": policy, **self._pair_needs(method, opponent, seed, index, played)}
-            steps = steps_of_round(
-                len(self.data.demonstrations.train), config.epochs, config.batch_size, rounds, index
-            )
+            steps = steps_of_round(len(self.data.demonstrations.train), config.epochs, config.batch_size, rounds, index)
             starts_at_reference = opponent is policy
             inputs = {
                 **self._frame,
@@ -267,7 +267,12 @@ class Planner:
             policy,
             scores,
             trained,
-            {**self._comparable(method), "protocol": record["name"], "task": f"{name} {task.task.version}", "items": task.content},
+            {
+                **self._comparable(method),
+                "protocol": record["name"],
+                "task": f"{name} {task.task.version}",
+                "items": task.content,
+            },
         )
 
     def _held_out_cell(self, method: Method, seed: int, policy: Stage, trained: tuple[Stage, ...]) -> Cell:

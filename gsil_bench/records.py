@@ -141,7 +141,8 @@ class CellResult:
     worst: float | None
     """Score of an empty answer; None where there is none (a loss without an upper end)."""
     comparable: Mapping[str, Any]
-    """Everything that must be equal for a difference to be the method's: model, demonstrations, template, budget, protocol, items."""
+    """Everything that must be equal for a difference to be the method's: model, demonstrations, template, budget, protocol,
+    items."""
     items: tuple[ItemScore, ...]
     """Every item in the task's order; `details` are left in the run's store."""
     counts: Mapping[str, float]

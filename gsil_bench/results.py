@@ -22,7 +22,9 @@ def result_path(out: Path, cell: Cell) -> Path:
 
 
 def write_result(out: Path, cell: Cell, inputs: Inputs, made: Mapping[str, Artefact]) -> CellResult:
-    """Write a cell's result, unless the file already holds this very cell: then its provenance stays that of the run that made it."""
+    """Write a cell's result, unless the file already holds this very cell: then its provenance stays that of the run that made
+    it.
+    """
     path = result_path(out, cell)
     fingerprint = digest([cell.method.describe(), cell.seed, cell.task, dict(cell.comparable), made[cell.scores.key].content])
     existing = read_result(path)
@@ -68,7 +70,11 @@ def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprin
 def _provenance(cell: Cell, inputs: Inputs, scores: Artefact, rounds: list[Artefact]) -> dict[str, Any]:
     """Facts of the run, the resolved configuration, and which artefacts the numbers come from."""
     trained = [
-        {"weights_sha256": artefact.content, "step_zero": artefact.facts["step_zero"], "noise_floor": artefact.facts["noise_floor"]}
+        {
+            "weights_sha256": artefact.content,
+            "step_zero": artefact.facts["step_zero"],
+            "noise_floor": artefact.facts["noise_floor"],
+        }
         for artefact in rounds
     ]
     return {

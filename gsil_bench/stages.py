@@ -175,9 +175,7 @@ def build_trees(work: Workspace, method: Method) -> list[Tree]:
     return [
         Tree(item.id, encoded.prompt_ids, real, generated)
         for side in sides or [[None] * len(reals)]
-        for item, encoded, real, generated in zip(
-            demonstrations.train, demonstrations.train_encoded, reals, side, strict=True
-        )
+        for item, encoded, real, generated in zip(demonstrations.train, demonstrations.train_encoded, reals, side, strict=True)
     ]
 
 
@@ -186,8 +184,7 @@ def _branches(sequences: Sequence[Encoded], reference: Artefact | None) -> list[
         return [Branch(sequence.completion_ids) for sequence in sequences]
     logps = read_reference(reference.folder, sequences)
     return [
-        Branch(sequence.completion_ids, float(logp.sum(dtype="float64")))
-        for sequence, logp in zip(sequences, logps, strict=True)
+        Branch(sequence.completion_ids, float(logp.sum(dtype="float64"))) for sequence, logp in zip(sequences, logps, strict=True)
     ]
 
 

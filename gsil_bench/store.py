@@ -1,8 +1,8 @@
 """Content-addressed artefacts: a folder per fingerprint, built in a partial folder, its manifest written last.
 
-    ROOT/KIND/FINGERPRINT/…            finished: manifest.json exists and lists every file
-    ROOT/partial/KIND-FINGERPRINT/…    being built, or left by a run that was killed: the next run continues there
-    ROOT/locks/…                       one lock per fingerprint, released by the operating system when its process dies
+ROOT/KIND/FINGERPRINT/…            finished: manifest.json exists and lists every file
+ROOT/partial/KIND-FINGERPRINT/…    being built, or left by a run that was killed: the next run continues there
+ROOT/locks/…                       one lock per fingerprint, released by the operating system when its process dies
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -61,8 +62,6 @@ def test_the_registry_and_the_record_agree_on_the_name(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_record_is_whole(name: str) -> None:
     """A sentence, a formula for what is trained, training settings that exist, and a description that is JSON."""
-    import json
-
     method = load_method(name)
 
     assert method.summary.endswith(".") and "\n" not in method.summary
@@ -159,7 +158,7 @@ def test_the_first_step_raises_demonstrations_and_does_not_raise_self_generation
 def test_a_loss_never_pulls_the_wrong_way(name: str, real: float, generated: float) -> None:
     """At any log-ratios a higher demonstration never costs and a higher self-generation never pays.
 
-    In fp64: where a hinge or a saturated sigmoid is flat, the gradient may be 0, never of the other sign.
+    Where a hinge or a saturated sigmoid is flat the gradient may be 0, never of the other sign.
     """
     method = load_method(name)
     pair = _pair(method, [real], [generated])
@@ -229,9 +228,9 @@ def test_values_take_the_type_of_the_default() -> None:
     ("key", "value", "message"),
     [
         ("scal", 1.0, "did you mean 'scale'"),
-        ("scale", "high", r"gsil-logistic\.scale=high: expected float"),
-        ("scale", True, "expected float"),
-        ("rounds", "1.5", "expected int"),
+        ("scale", "high", r"gsil-logistic\.scale=high: expected a number"),
+        ("scale", True, "expected a number"),
+        ("rounds", "1.5", "expected a whole number"),
         ("rounds", "0", "must be at least 1"),
         ("opponent", "nobody", "initial or previous"),
         ("mix_rounds", 0, "at least 1"),

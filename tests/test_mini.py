@@ -31,7 +31,7 @@ SIZES = {
     "mini-humaneval": {"train": 300, "dev": 150, "test": 300},
     "mini-mt-bench": {"train": 300, "dev": 80, "test": 160},
 }
-RECORDED = "RECORDED_DIGEST"
+RECORDED = "c688c0a08b3b06e5f4d87d209344492a733edc7abfb47d7765049986d52e65cb"
 """sha256 of every item of every split. A change here needs a new mini.VERSION, and old results no longer compare."""
 
 DIGEST_PROGRAM = """
@@ -57,9 +57,7 @@ def everything(task: str) -> list[Item]:
 def digests(hash_seed: str) -> list[str]:
     """The digests of the items and of a corpus sample, from a process of its own."""
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-c", DIGEST_PROGRAM], env=environment, capture_output=True, text=True, check=True
-    )
+    process = subprocess.run([sys.executable, "-c", DIGEST_PROGRAM], env=environment, capture_output=True, text=True, check=True)
     return process.stdout.split()
 
 
@@ -194,9 +192,7 @@ def test_a_worked_solution_by_hand() -> None:
     problem = WordProblem("share", numbers, {"N": "Mia", "M": "Tom", "K": "Leo", "o": "pens"})
     # 12 bags of 3 are 36 pens; 6 friends get 6 each; with 4 more each has 10.
     assert problem.solution == ("The bags hold 12*3=36 pens.\nEach gets 36/6=6 pens.\nEach has 6+4=10 pens.\n#### 10")
-    assert (
-        GSM8K.score([Item("x", ("",), {"answer": problem.solution})], [["#### 10"]], ScoringResources())[0].value == 1
-    )
+    assert GSM8K.score([Item("x", ("",), {"answer": problem.solution})], [["#### 10"]], ScoringResources())[0].value == 1
     # A slip of +1 in step 0 carries on: 37 pens cannot be shared by 6, which counts as impossible (-1).
     assert arithmetic.solve(arithmetic.FAMILIES["share"].steps, numbers, {0: 1}) == [37, -1, 3]
     assert arithmetic.solve((Step("{}", "a", "-", "b"), Step("{}", "r0", "*", "2")), numbers, {0: 1}) == [10, 20]
@@ -303,9 +299,7 @@ def test_prompts_are_token_prefixes_and_everything_fits(tokenizer: Any) -> None:
             full = tokenizer.encode(text, add_special_tokens=False)
             assert len(full) <= 300
             for turn in range(len(item.turns)):
-                prompt_text = tokenizer.apply_chat_template(
-                    messages[: 2 * turn + 1], tokenize=False, add_generation_prompt=True
-                )
+                prompt_text = tokenizer.apply_chat_template(messages[: 2 * turn + 1], tokenize=False, add_generation_prompt=True)
                 prompt = tokenizer.encode(prompt_text, add_special_tokens=False)
                 answer = tokenizer.encode(item.gold[turn], add_special_tokens=False)
                 assert len(prompt) <= 110

@@ -267,7 +267,7 @@ CHEATS = {
     "def order(xs): return xs\nif 0: \\": "SyntaxError: line 2: unexpected EOF while parsing",
     'def order(xs): return xs\nx = """': "SyntaxError: line 2: unterminated triple-quoted string literal (detected at line 2)",
     "def order(xs): return xs\nx = (": "SyntaxError: line 2: '(' was never closed",
-    "def order(xs): return xs\nwhile 0:": "IndentationError: line 2: expected an indented block after 'while' statement on line 2",
+    "def order(xs): return xs\nif 1:": "IndentationError: line 2: expected an indented block after 'if' statement on line 2",
     "def order(xs): return xs\nraise StopIteration": "StopIteration: line 2",
     "def order(xs): raise StopIteration": "StopIteration: line 1",
     "def order(xs): raise AssertionError": REFUSED + "line 1: AssertionError",

@@ -1,4 +1,4 @@
-"""The statistics against values worked out by hand (arithmetic in the docstrings), their invariants, their error rates."""
+"""The statistics against values worked out by hand (arithmetic in the docstrings), invariants, error rates."""
 
 from __future__ import annotations
 
@@ -158,9 +158,7 @@ def test_interval_and_exact_p_never_disagree(a_only: int, b_only: int, same: int
     assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
     assert -1 <= found.low <= found.estimate <= found.high <= 1
     assert found.low < found.high
-    assert found.p_value == pytest.approx(
-        float(stats.binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1
-    )
+    assert found.p_value == pytest.approx(float(stats.binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1)
 
 
 # ---- differences of graded scores and of several seeds -----------------------------------------------------

@@ -74,9 +74,7 @@ class ChatFormat:
     """Digest of all that decides how text becomes tokens."""
 
     @staticmethod
-    def of(
-        tokenizer: PreTrainedTokenizerBase, template: str | None = None, extra_end_ids: Iterable[int] = ()
-    ) -> ChatFormat:
+    def of(tokenizer: PreTrainedTokenizerBase, template: str | None = None, extra_end_ids: Iterable[int] = ()) -> ChatFormat:
         """Probe a tokenizer and a template.
 
         Args:
@@ -170,9 +168,7 @@ class ChatFormat:
         if self.renders_end:
             # The probe's answer was followed by the end token; a template may still treat this conversation otherwise.
             if self.end_token_id not in completion:
-                raise UserError(
-                    f"the chat template writes no end token after the answer {_excerpt(self.decode(completion))}"
-                )
+                raise UserError(f"the chat template writes no end token after the answer {_excerpt(self.decode(completion))}")
             completion = completion[: completion.index(self.end_token_id)]
         forged = next((token for token in completion if token in self._control_ids), None)
         if forged is not None:
@@ -234,9 +230,7 @@ def _template_text(tokenizer: PreTrainedTokenizerBase, template: str | None) -> 
         raise UserError(f"chat template {template} cannot be read: {error}") from None
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], add_generation_prompt: bool
-) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError
 
     try:
@@ -258,17 +252,13 @@ def _probe(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str,
     """What the template writes around an answer: (opening that belongs to the prompt, the answer's space, closing)."""
     question, answer = {"role": "user", "content": "Where?"}, "Zanzibar"
     prompt = _render(tokenizer, template, [question], add_generation_prompt=True)
-    whole = _render(
-        tokenizer, template, [question, {"role": "assistant", "content": answer}], add_generation_prompt=False
-    )
+    whole = _render(tokenizer, template, [question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
     if not whole.startswith(prompt):
         ids: Any = tokenizer([prompt, whole], add_special_tokens=False)["input_ids"]
         raise _not_a_prefix(tokenizer, tuple(ids[0]), tuple(ids[1]))
     before, found, closing = whole[len(prompt) :].partition(answer)
     if not found:
-        raise UserError(
-            "the chat template does not write the assistant's answer; give another with --chat-template FILE"
-        )
+        raise UserError("the chat template does not write the assistant's answer; give another with --chat-template FILE")
     if not before.strip():
         return "", before, closing
     # A space before the answer is part of its first token.

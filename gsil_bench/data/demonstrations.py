@@ -51,9 +51,7 @@ class Counts:
     """Left out: an answer of nothing but white space."""
 
     def __str__(self) -> str:
-        left_out = [f"{self.duplicates} duplicates"] * (self.duplicates > 0) + [f"{self.empty} empty"] * (
-            self.empty > 0
-        )
+        left_out = [f"{self.duplicates} duplicates"] * (self.duplicates > 0) + [f"{self.empty} empty"] * (self.empty > 0)
         return f"{self.kept} demonstrations" + (f" (left out: {', '.join(left_out)})" if left_out else "")
 
 
@@ -100,9 +98,7 @@ def from_items(items: Sequence[Item], system: str = "") -> list[Demonstration]:
     found: dict[str, Demonstration] = {}
     for item in items:
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
-        for question, answer in zip(
-            item.turns, item.gold, strict=False
-        ):  # an item may have gold for its first turns only
+        for question, answer in zip(item.turns, item.gold, strict=False):  # an item may have gold for its first turns only
             messages.append({"role": "user", "content": question})
             id = demonstration_id(messages, answer)
             found.setdefault(id, Demonstration(id, tuple(messages), answer, where=item.id))
@@ -164,10 +160,7 @@ def check_lengths(
 def _lengths(demonstrations: Sequence[Demonstration], chat: ChatFormat) -> list[int]:
     """Tokens of each prompt with the longer of its answers."""
     answers = [
-        (index, text)
-        for index, one in enumerate(demonstrations)
-        for text in (one.answer, one.rejected)
-        if text is not None
+        (index, text) for index, one in enumerate(demonstrations) for text in (one.answer, one.rejected) if text is not None
     ]
     try:
         encoded = chat.encode_many([(demonstrations[index].messages, text) for index, text in answers])
@@ -237,9 +230,7 @@ def _read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}:{line}: not UTF-8 (byte {content[error.start]:#04x}); convert the file to UTF-8"
-        ) from None
+        raise UserError(f"{path}:{line}: not UTF-8 (byte {content[error.start]:#04x}); convert the file to UTF-8") from None
 
 
 def _line_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -409,9 +400,7 @@ def _text(value: Any, where: str, name: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: field '{name}' holds half a character ({value[error.start]!a}) at {error.start}"
-        ) from None
+        raise UserError(f"{where}: field '{name}' holds half a character ({value[error.start]!a}) at {error.start}") from None
     return value
 
 

@@ -66,6 +66,25 @@ def locate(source: Source, data_dir: Path | None = None) -> Path:
     Raises:
         UserError: the file cannot be had, or a file the user supplied is not the pinned one.
     """
+    found = find_local(source, data_dir)
+    if found is not None:
+        return found
+    try:
+        return _download(source, cache_folder() / source.path)
+    except UserError as error:
+        looked = ", ".join(str(folder / source.path) for folder in [*_user_folders(data_dir), cache_folder()])
+        raise UserError(
+            f"data file {source.name} is missing: looked for {looked}; {error}. "
+            f"Put the file (sha256 {source.sha256}) at {source.path} in a folder and set {DATA_VARIABLE} to that folder"
+        ) from error
+
+
+def find_local(source: Source, data_dir: Path | None = None) -> Path | None:
+    """The local file of a source, or None where it would have to be downloaded.
+
+    Raises:
+        UserError: a file that the user supplied is not the pinned one.
+    """
     for folder in _user_folders(data_dir):
         path = folder / source.path
         if path.is_file():
@@ -73,16 +92,7 @@ def locate(source: Source, data_dir: Path | None = None) -> Path:
             _require(source, path)
             return path
     cached = cache_folder() / source.path
-    if cached.is_file() and _sha256(cached) == source.sha256:
-        return cached
-    try:
-        return _download(source, cached)
-    except UserError as error:
-        looked = ", ".join(str(folder / source.path) for folder in [*_user_folders(data_dir), cache_folder()])
-        raise UserError(
-            f"data file {source.name} is missing: looked for {looked}; {error}. "
-            f"Put the file (sha256 {source.sha256}) at {source.path} in a folder and set {DATA_VARIABLE} to that folder"
-        ) from error
+    return cached if cached.is_file() and _sha256(cached) == source.sha256 else None
 
 
 def cache_folder() -> Path:

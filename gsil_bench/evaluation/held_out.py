@@ -25,8 +25,6 @@ def score_held_out(
 ) -> list[ItemScore]:
     """Mean −log π per scored token (nats) of each held-out demonstration, one line each; lower is better."""
     logps = completion_logps(model, sequences, tokens)
-    scores = [
-        ItemScore(id_, float(-logp.double().mean()), f"{len(logp)} tokens") for id_, logp in zip(ids, logps, strict=True)
-    ]
+    scores = [ItemScore(id_, float(-logp.double().mean()), f"{len(logp)} tokens") for id_, logp in zip(ids, logps, strict=True)]
     write_jsonl(folder / FILE, scores)
     return scores

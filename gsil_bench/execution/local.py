@@ -63,7 +63,9 @@ class LocalRun:
                 waiting.remove(cell)
                 finished(cell, self.outcome)
         done = len(self.outcome.executed)
-        what = f"{done} of {total} stages run in {seconds_text(watch.seconds)}" if done else "nothing to do: every stage was there"
+        what = (
+            f"{done} of {total} stages run in {seconds_text(watch.seconds)}" if done else "nothing to do: every stage was there"
+        )
         self.reporter.line(what)
         return self.outcome
 

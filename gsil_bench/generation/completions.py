@@ -1,4 +1,6 @@
-"""Completions on disk: one line each, flushed batch by batch, so that a killed run computes only the batches it had not finished."""
+"""Completions on disk: one line each, flushed batch by batch, so that a killed run computes only the batches it had not
+finished.
+"""
 
 from __future__ import annotations
 

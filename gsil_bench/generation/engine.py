@@ -1,7 +1,7 @@
 """What every generation engine offers: token ids in, token ids out, batch by batch, so that a killed run keeps what it had.
 
-An engine plans its batches from all requests before it starts. The plan depends on the requests only, so a run that was killed asks
-for the same plan again and computes the batches that are missing: its answers equal those of a run that was never killed.
+An engine plans its batches from all requests before it starts. The plan depends on the requests only, so a run that was killed
+asks for the same plan again and computes the batches that are missing: its answers equal those of a run that was never killed.
 """
 
 from __future__ import annotations

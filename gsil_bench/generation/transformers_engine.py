@@ -1,7 +1,7 @@
 """The engine that runs everywhere: a transformers model, batches of similar length, finished rows dropped as they finish.
 
-Sampling draws one uniform number per (seed, request id, position) and inverts the cumulative distribution, so an answer's randomness
-belongs to its request and not to its place in a batch. A batch's composition depends on the requests only.
+Sampling draws one uniform number per (seed, request id, position) and inverts the cumulative distribution, so an answer's
+randomness belongs to its request and not to its place in a batch. A batch's composition depends on the requests only.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class TransformersEngine:
     def _completion(self, request: Request, tokens: list[int] | None) -> Completion:
         if tokens is None:
             length = len(request.prompt_ids)
-            error = f"a prompt of {length} tokens leaves no room in a context of {self.context_length}" if length else "empty prompt"
+            error = (
+                f"a prompt of {length} tokens leaves no room in a context of {self.context_length}" if length else "empty prompt"
+            )
             return Completion(request.id, (), "", "error", error)
         finished = bool(tokens) and tokens[-1] in self.end_token_ids.tolist()
         return Completion(request.id, tuple(tokens), self.decode(tokens), "stop" if finished else "length")

@@ -1,8 +1,8 @@
 """The only place where logits become log-probs: policy, reference and held-out loss all go through `token_logps`.
 
-Sequences are padded on the right. A causal model cannot see what lies to the right, so no attention mask is needed and the scored
-positions do not depend on padding, order or neighbours beyond rounding. A log-prob is computed in fp32 (in fp64 for an fp64 model)
-from the logits of scored positions only.
+Sequences are padded on the right. A causal model cannot see what lies to the right, so no attention mask is needed and the
+scored positions do not depend on padding, order or neighbours beyond rounding. A log-prob is computed in fp32 (in fp64 for an
+fp64 model) from the logits of scored positions only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Judges: rate each turn of an answered question from 1 to 10, through one interface for rubrics and language models.
 
-A judge is given a `JudgeRequest` and returns text that holds its rating in double brackets; `parse_rating` reads it. A rating that
-cannot be read is *unscored*, never zero. The deterministic rubric judge of the embedded suite and an LLM judge differ only in `Judge.reply`.
+A judge is given a `JudgeRequest` and returns text that holds its rating in double brackets; `parse_rating` reads it. A rating
+that cannot be read is *unscored*, never zero. The deterministic rubric judge of the embedded suite and an LLM judge differ only
+in `Judge.reply`.
 """
 
 from __future__ import annotations

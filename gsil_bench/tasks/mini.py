@@ -108,9 +108,7 @@ class ArithmeticTask:
         """The items of a split; nothing is read from `data_dir`."""
         return mini.items("mini-gsm8k", split)
 
-    def score(
-        self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources
-    ) -> list[Score]:
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
         """One score per item, as GSM8K scores it."""
         pairs = zip(items, answers, strict=True)
         return [score_answer(answer[0], item.reference["answer"]) for item, answer in pairs]
@@ -133,9 +131,7 @@ class FunctionTask:
         """The items of a split; nothing is read from `data_dir`."""
         return mini.items("mini-humaneval", split)
 
-    def score(
-        self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources
-    ) -> list[Score]:
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
         """One score per item, after running all programs in the restricted language."""
         programs = [
             unwrap_code(answer[0]) + "\n" + "\n".join(item.reference["tests"])
@@ -163,9 +159,7 @@ class DialogueTask:
         """The items of a split; nothing is read from `data_dir`."""
         return mini.items("mini-mt-bench", split)
 
-    def score(
-        self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources
-    ) -> list[Score]:
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
         """One score per item; a missing second answer counts as an empty one."""
         return [self._rate(item, answer) for item, answer in zip(items, answers, strict=True)]
 

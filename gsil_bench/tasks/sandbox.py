@@ -326,8 +326,8 @@ def _execute(answer: CodeType, checks: CodeType) -> None:
     exec(checks, {**theirs, "__builtins__": dict(BUILTINS)})
 
 
-def _outcome(program: Program) -> str:
-    """Check and run a program in this process: "" if it passed, otherwise the reason. Call it only in a confined process."""
+def _outcome(program: Program) -> str | None:
+    """Check and run a program in this process: None if it passed, otherwise the reason. Call it only in a confined process."""
     try:
         answer, checks = _compile(program)
     except _NotAllowed as error:
@@ -346,7 +346,7 @@ def _outcome(program: Program) -> str:
         return "out of memory"
     except BaseException as error:  # whatever a program raises is its failure
         return _describe(error, program)
-    return ""
+    return None
 
 
 def _describe(error: BaseException, program: Program) -> str:
@@ -420,7 +420,8 @@ def _run_child(program: Program, sentinel: str, limits: Limits, folder: str, rep
         os.closerange(4, 256)  # the server holds fewer than ten; closing up to the system's limit may take long
         confine(limits)
         message = "ended before its last statement"
-        message = _printable(_outcome(program)) or sentinel
+        reason = _outcome(program)
+        message = sentinel if reason is None else _printable(reason)
     except BaseException as error:  # this process must end here, whatever happened
         if message == SANDBOX_FAILED:
             message += f": {error!r}"

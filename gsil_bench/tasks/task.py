@@ -108,7 +108,5 @@ class Task(Protocol):
     def items(self, split: Split, data_dir: Path | None) -> Sequence[Item]:
         """The items of a split, in a fixed order. Raises UserError if the data cannot be had or the split does not exist."""
 
-    def score(
-        self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources
-    ) -> list[Score]:
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
         """Score answers: answers[i] holds one text per turn of items[i]. One Score per item, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +54,11 @@ class TrainConfig:
         Raises:
             UserError: an unknown field or a value out of range; `where` (a method, a recipe) is named.
         """
+        defaults = TrainConfig.defaults()
         for key in changes:
-            if key not in TrainConfig.defaults():
-                raise unknown_name(f"training setting of {where}", key, TrainConfig.defaults())
-        config = TrainConfig(**changes)
+            if key not in defaults:
+                raise unknown_name(f"training setting of {where}", key, defaults)
+        config = TrainConfig(**{key: as_type_of(defaults[key], value, f"{where}.{key}") for key, value in changes.items()})
         limits = {
             "learning_rate": config.learning_rate > 0,
             "learning_rate_factor": config.learning_rate_factor > 0,
@@ -74,3 +76,24 @@ class TrainConfig:
             if not fine:
                 raise UserError(f"{where}.{key}={getattr(config, key)} is out of range")
         return config
+
+
+def as_type_of(default: object, value: object, where: str) -> Any:
+    """The value converted to the default's type: text from a command line, or 2e-6 without a dot from YAML, becomes a number.
+
+    Raises:
+        UserError: it cannot be; `where` names the setting.
+    """
+    kind = type(default)
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        if not isinstance(default, int | float):
+            return str(value)
+        number = float(str(value))
+        if not math.isfinite(number) or abs(number) > 1e15 or (kind is int and number != int(number)):
+            raise ValueError
+        return int(number) if kind is int else number
+    except ValueError:
+        article = "a whole number" if kind is int else "a number"
+        raise UserError(f"{where}={value}: expected {article}, such as {default}") from None

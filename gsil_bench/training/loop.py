@@ -1,8 +1,9 @@
 """The training loop: the only `optimizer.step()` of the suite. It never asks a method's name.
 
-A step's loss is the sum over its examples divided by the whole step's count (examples or tokens), so micro-batches change memory and
-rounding, not the result. Before the first step of a round that starts from its reference, every log-ratio must be 0 up to the noise
-floor; a larger one stops the run. State is saved at step boundaries; a resumed run repeats the steps of an uninterrupted one exactly.
+A step's loss is the sum over its examples divided by the whole step's count (examples or tokens), so micro-batches change
+memory and rounding, not the result. Before the first step of a round that starts from its reference, every log-ratio must be 0
+up to the noise floor; a larger one stops the run. State is saved at step boundaries; a resumed run repeats the steps of an
+uninterrupted one exactly.
 """
 
 from __future__ import annotations
@@ -162,10 +163,14 @@ def _losses(method: Method, pair: PairLogProbs, step: int) -> Tensor:
     assert method.loss is not None, f"{method.name} does not train"
     losses = method.loss(pair, **method.settings)
     if losses.shape != pair.policy_real_logps.shape:
-        raise TrainingError(f"the loss returned shape {tuple(losses.shape)} for {len(pair.real_tokens)} pairs, not one value each")
+        raise TrainingError(
+            f"the loss returned shape {tuple(losses.shape)} for {len(pair.real_tokens)} pairs, not one value each"
+        )
     if not torch.isfinite(losses).all():
         needs = ", ".join(sorted(method.needs)) or "nothing"
-        raise TrainingError(f"the loss is not finite at step {step + 1}; it declares that it needs {needs}: is something missing?")
+        raise TrainingError(
+            f"the loss is not finite at step {step + 1}; it declares that it needs {needs}: is something missing?"
+        )
     return losses
 
 
@@ -212,9 +217,7 @@ def _log(folder: Path, record: dict[str, float]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def _save(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, step: int, facts: dict[str, Any]
-) -> None:
+def _save(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, step: int, facts: dict[str, Any]) -> None:
     """Everything the next step depends on, written so that a kill leaves the old state or the new one."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "facts": facts}
     torch.save(state, folder / f"{STATE}.new")

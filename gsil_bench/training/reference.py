@@ -1,7 +1,7 @@
 """Per-token log-probs of a frozen policy, computed once and kept: they depend on weights, token ids and precision only.
 
-Every loss, setting, seed and method that compares against the same policy reads the same file. The noise floor, the largest change of a
-sequence's log-prob when its neighbours change, is measured at the same time: log-ratios below it mean nothing.
+Every loss, setting, seed and method that compares against the same policy reads the same file. The noise floor, the largest
+change of a sequence's log-prob when its neighbours change, is measured at the same time: log-ratios below it mean nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def write_reference(model: PreTrainedModel, sequences: Sequence[Encoded], tokens
 
 def _noise_floor(together: Sequence[Logps], alone: Sequence[Logps]) -> float:
     """Largest change of a sequence's fp32 log-prob between two batches, and never less than the rounding of the largest one."""
-    sums = [(np.float32(one.sum(dtype=np.float64)), np.float32(other.sum(dtype=np.float64))) for one, other in zip(together, alone, strict=True)]
+    sums = [
+        (np.float32(one.sum(dtype=np.float64)), np.float32(other.sum(dtype=np.float64)))
+        for one, other in zip(together, alone, strict=True)
+    ]
     rounding = max(np.spacing(abs(one)) for one, _ in sums)
     return float(max(abs(one - other) for one, other in sums) + rounding)
 

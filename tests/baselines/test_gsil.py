@@ -23,9 +23,7 @@ def _loss_and_gradients(
     policy_real = torch.tensor([real_log_ratio - 11.0], dtype=torch.float64, requires_grad=True)
     policy_generated = torch.tensor([generated_log_ratio - 7.0], dtype=torch.float64, requires_grad=True)
     tokens = torch.tensor([4.0])
-    pair = PairLogProbs(
-        policy_real, policy_generated, torch.tensor([-11.0]), torch.tensor([-7.0]), tokens, tokens
-    )
+    pair = PairLogProbs(policy_real, policy_generated, torch.tensor([-11.0]), torch.tensor([-7.0]), tokens, tokens)
     value = loss(pair, scale, shift)
     value.sum().backward()
     assert policy_real.grad is not None and policy_generated.grad is not None
@@ -97,9 +95,7 @@ def test_hinge_inside_the_margin() -> None:
         (lsif, (1.0, 1.0), (0.0739, 0.546)),
     ],
 )
-def test_weights_before_the_first_step(
-    loss: Loss, plain: tuple[float, float], released: tuple[float, float]
-) -> None:
+def test_weights_before_the_first_step(loss: Loss, plain: tuple[float, float], released: tuple[float, float]) -> None:
     """Log-ratios 0, so f = shift. At scale 0.01 and shift 2, the settings that GSIL released, with σ(2) = 0.8808:
 
     logistic 0.01 · 0.1192 and 0.01 · 0.8808; brier 0.01 · 2 · 0.1192² · 0.8808 and 0.01 · 2 · 0.8808² · 0.1192;
@@ -163,9 +159,7 @@ def test_the_guard_does_not_move_an_optimum_below_the_threshold(loss: Loss, shar
     assert _slope_per_outcome(loss, optimum + 0.05, log_ratio) > 0
 
 
-@pytest.mark.parametrize(
-    ("loss", "log_ratio", "optimum"), [(kliep, 19.9, 19.9), (exponential, 39.8, 19.9), (lsif, 9.9, 9.9)]
-)
+@pytest.mark.parametrize(("loss", "log_ratio", "optimum"), [(kliep, 19.9, 19.9), (exponential, 39.8, 19.9), (lsif, 9.9, 9.9)])
 def test_the_last_optimum_before_the_threshold_is_unmoved(loss: Loss, log_ratio: float, optimum: float) -> None:
     assert _slope_per_outcome(loss, optimum - 0.05, log_ratio) < 0 < _slope_per_outcome(loss, optimum + 0.05, log_ratio)
 

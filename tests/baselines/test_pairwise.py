@@ -14,9 +14,7 @@ from gsil_bench.methods import PairLogProbs
 TOKENS = torch.tensor([5.0])
 
 
-def _pair(
-    policy_real: float, policy_generated: float, reference_real: float, reference_generated: float
-) -> PairLogProbs:
+def _pair(policy_real: float, policy_generated: float, reference_real: float, reference_generated: float) -> PairLogProbs:
     values = (policy_real, policy_generated, reference_real, reference_generated)
     return PairLogProbs(*(torch.tensor([float(value)], requires_grad=True) for value in values), TOKENS, TOKENS)
 
@@ -77,9 +75,7 @@ def test_one_value_per_pair() -> None:
 
 
 def test_spin_and_dpo_have_one_loss_and_differ_in_protocol_and_needs() -> None:
-    differences = {
-        field.name for field in dataclasses.fields(SPIN) if getattr(SPIN, field.name) != getattr(DPO, field.name)
-    }
+    differences = {field.name for field in dataclasses.fields(SPIN) if getattr(SPIN, field.name) != getattr(DPO, field.name)}
 
     assert differences == {"name", "summary", "needs", "protocol", "paper"}
     assert (SPIN.protocol.opponent, SPIN.protocol.rounds) == ("previous", 2)

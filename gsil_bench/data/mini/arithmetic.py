@@ -137,8 +137,7 @@ FAMILIES: dict[str, Family] = {
         (Step("The {o} cost {} dollars.", "a", "*", "b"), Step("There are {} dollars left.", "c", "-", "r0")),
     ),
     "share": Family(
-        "{N} fills {a} bags with {b} {o} each. {c} friends share all {o} and get {d} more each. "
-        "How many {o} has each friend?",
+        "{N} fills {a} bags with {b} {o} each. {c} friends share all {o} and get {d} more each. How many {o} has each friend?",
         {"a": (2, 12), "b": (2, 12), "c": (2, 9), "d": (2, 20)},
         (
             Step("The bags hold {} {o}.", "a", "*", "b"),
@@ -165,8 +164,7 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "savings": Family(
-        "{N} saves {a} dollars a week for {b} weeks, spends {c} dollars and gets {d} from {M}. "
-        "How many dollars has {N}?",
+        "{N} saves {a} dollars a week for {b} weeks, spends {c} dollars and gets {d} from {M}. How many dollars has {N}?",
         {"a": (3, 12), "b": (2, 12), "c": (2, 30), "d": (2, 30)},
         (
             Step("{N} saves {} dollars.", "a", "*", "b"),

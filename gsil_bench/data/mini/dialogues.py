@@ -275,9 +275,7 @@ def _roleplay(rng: random.Random) -> Dialogue:
 def _facts(rng: random.Random) -> Dialogue:
     matters, colors = rng.sample(MATTERS, 3), rng.sample(COLORS, 3)
     masses = rng.sample(range(2, 60), 3)
-    table = " ".join(
-        f"{matter}: mass {mass}, {color}." for matter, mass, color in zip(matters, masses, colors, strict=True)
-    )
+    table = " ".join(f"{matter}: mass {mass}, {color}." for matter, mass, color in zip(matters, masses, colors, strict=True))
     asked = rng.randrange(3)
     heaviest = masses.index(max(masses))
     wrong = (asked + 1) % 3

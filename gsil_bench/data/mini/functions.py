@@ -148,9 +148,7 @@ def word_tests(constant: int, letter: str) -> list[Part]:
     return [
         Part(f"longer {c}", f"longer than {c}", f"len(w) > {c}", lambda w: len(w) > c),
         Part(f"shorter {c}", f"shorter than {c}", f"len(w) < {c}", lambda w: len(w) < c, f"len(w) <= {c}"),
-        Part(
-            f"starts {letter}", f"starting with {letter}", f'w.startswith("{letter}")', lambda w: w.startswith(letter)
-        ),
+        Part(f"starts {letter}", f"starting with {letter}", f'w.startswith("{letter}")', lambda w: w.startswith(letter)),
         Part(f"ends {letter}", f"ending with {letter}", f'w.endswith("{letter}")', lambda w: w.endswith(letter)),
         Part(f"has {letter}", f"containing {letter}", f'"{letter}" in w', lambda w: letter in w),
         Part(
@@ -225,9 +223,7 @@ def _draw_choice(rng: random.Random) -> FunctionProblem:
     test = rng.choice(number_tests(rng.randint(2, 9)))
     then, other = rng.choice(number_maps(rng.randint(2, 9))), rng.choice(number_maps(rng.randint(2, 9)))
     argument = rng.choice(NUMBER_NAMES)
-    docstring = (
-        f"If {argument} is {test.words}, return {argument} {then.words}. Otherwise return {argument} {other.words}."
-    )
+    docstring = f"If {argument} is {test.words}, return {argument} {then.words}. Otherwise return {argument} {other.words}."
 
     def body(write: Write) -> str:
         condition, first, second = (write(part).replace("x", argument) for part in (test, then, other))

@@ -1,0 +1,60 @@
+"""What tests share: a task small enough to be answered in a second, methods that misbehave, and an untrained model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gsil_bench.methods import Method, PairLogProbs
+from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources, Split
+
+GREEDY = AnswerProtocol("letters/greedy-v1", max_new_tokens=6)
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthTask:
+    """Full marks for an answer of at least one letter."""
+
+    name: str = "letters"
+    version: str = "1"
+    summary: str = "Say anything that has a letter."
+    metric: str = "accuracy"
+    best: float = 1.0
+    worst: float = 0.0
+    runs_code: bool = False
+    protocol: AnswerProtocol = GREEDY
+    turns: int = 1
+
+    def items(self, split: Split, data_dir: Path | None) -> Sequence[Item]:
+        return [Item(f"{split}-{n}", (f"Say {n}.",) * self.turns, gold=("a",) * self.turns) for n in range(12)]
+
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
+        return [Score(float(any(c.isalpha() for c in turns[-1])), turns[-1], {"has_text": bool(turns[-1])}) for turns in answers]
+
+
+TASK = LengthTask()
+SAMPLED = LengthTask(name="letters-sampled", protocol=AnswerProtocol("letters/sampled-v1", 6, temperature=1.0, samples=2))
+TWO_TURNS = LengthTask(name="letters-twice", turns=2)
+WANTS_CODE = LengthTask(name="letters-code", runs_code=True)
+
+
+def _raises(pair: PairLogProbs) -> torch.Tensor:
+    raise RuntimeError("this loss always fails")
+
+
+def _margin(pair: PairLogProbs) -> torch.Tensor:
+    return pair.generated_log_ratios - pair.real_log_ratios
+
+
+def _forgetful(pair: PairLogProbs) -> torch.Tensor:
+    return -pair.real_log_ratios
+
+
+RAISES = Method("raises", "Always fails.", _raises, needs=frozenset({"generated", "reference"}))
+MARGIN = Method("margin", "The bare margin.", _margin, needs=frozenset({"generated", "reference"}))
+FORGETFUL = Method("forgetful", "Reads the reference without asking for it.", _forgetful)
+BAD_NAME = Method("../escape", "A name that is a path.", _margin)
+NOT_A_METHOD = 3

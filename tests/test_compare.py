@@ -1,0 +1,352 @@
+"""The command, from bad input to a killed run, on an untrained model that needs seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gsil_bench import compare
+from gsil_bench.config import resolve
+from gsil_bench.execution import local
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ["gsil-logistic.max_new_tokens=8", "gsil-logistic.learning_rate=1e-3", "sft.learning_rate=1e-3"]
+
+
+@pytest.fixture
+def command(tiny_model: Path, demonstrations_file: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The arguments of a small comparison, with changes; None drops an option."""
+
+    def arguments(**changes: object) -> list[str]:
+        options: dict[str, object] = {
+            "model": tiny_model,
+            "demonstrations": demonstrations_file,
+            "tasks": "support:TASK",
+            "methods": "sft,gsil-logistic",
+            "out": tmp_path / "out",
+        } | changes
+        compared = str(options["methods"]).split(",")
+        if "set" not in changes:
+            options["set"] = [item for item in SETTINGS if item.partition(".")[0] in compared]
+        words: list[str] = []
+        for name, value in options.items():
+            for item in value if isinstance(value, list) else [value]:
+                flag = f"--{name.replace('_', '-')}"
+                words += [] if item is None else [flag] if item is True else [flag, str(item)]
+        return words
+
+    return arguments
+
+
+def call(words: Sequence[str]) -> int:
+    """Run the command in this process; its exit code."""
+    import typer
+
+    app = typer.Typer()
+    app.command()(compare.compare)
+    try:
+        return int(app(list(words), standalone_mode=False) or 0)
+    except Exception as error:  # click's own complaints about flags
+        return int(getattr(error, "exit_code", 3))
+
+
+def call_quietly(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = call(words)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Labels of the stages that did work, over all calls in the test."""
+    labels: list[str] = []
+    build = local.LocalRun._build
+
+    def watched(self: local.LocalRun, stage: local.Stage) -> object:
+        made = build(self, stage)
+        labels.append(stage.label)
+        return made
+
+    monkeypatch.setattr(local.LocalRun, "_build", watched)
+    return labels
+
+
+def results(out: Path) -> dict[str, object]:
+    """Every result, without what two runs of one configuration may differ in."""
+    found = {}
+    for path in sorted((out / "results").rglob("*.json")):
+        data = json.loads(path.read_text())
+        trained = [data["provenance"]["rounds"], data["provenance"]["scores"]]
+        data["cost"].pop("seconds")
+        data.pop("provenance")
+        found[path.relative_to(out).as_posix()] = [data, trained]
+    return found
+
+
+def test_a_comparison_ends_in_a_table_and_files(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call_quietly(command(), capsys)
+    assert code == 0
+    for row in ("start (no training)", "sft", "gsil-logistic"):
+        assert row in out
+    assert "training-seed variance was not measured" in " ".join(out.split())
+    assert "estimate: about" in err
+    assert "step 0: |log-ratio|" in err
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
+    assert [(row["method"], row["task"]) for row in rows] == [
+        (method, task) for method in ("start", "sft", "gsil-logistic") for task in ("letters", "held-out-nll")
+    ] or len(rows) == 6
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["methods"] == ["sft", "gsil-logistic"]
+    result = json.loads((tmp_path / "out" / "results" / "letters" / "sft-seed0.json").read_text())
+    assert result["provenance"]["configuration"] == config
+    assert result["provenance"]["inputs"]["demonstrations"]["trained on"] == 36
+    assert len(result["items"]) == 12
+    assert result["cost"]["steps"] == 3
+
+
+def test_a_finished_comparison_does_no_work_and_keeps_its_files(
+    command: Callable[..., list[str]], tmp_path: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command()) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json")}
+    executed.clear()
+    assert call(command()) == 0
+    assert executed == []
+    assert "nothing to do: every stage was there" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json")} == before
+
+
+def test_another_method_costs_only_its_own_stages(command: Callable[..., list[str]], executed: list[str]) -> None:
+    assert call(command()) == 0
+    executed.clear()
+    changes = [*SETTINGS, "gsil-brier.max_new_tokens=8"]
+    assert call(command(methods="sft,gsil-logistic,gsil-brier", set=changes)) == 0
+    assert "train gsil-brier, seed 0" in executed
+    assert all("gsil-brier" in label for label in executed)
+
+
+def test_methods_share_generations_and_reference(command: Callable[..., list[str]], executed: list[str]) -> None:
+    assert call(command(methods="gsil-logistic,gsil-brier,gsil-kliep,dpo", set=None)) == 0
+    assert sum(label.startswith("self-generate") for label in executed) == 1
+    assert sum(label.startswith("reference") for label in executed) == 2
+    assert sum(label.startswith("train") for label in executed) == 4
+
+
+def test_rounds_play_against_the_policy_of_the_round_before(command: Callable[..., list[str]], executed: list[str]) -> None:
+    assert call(command(methods="spin", set=["spin.max_new_tokens=8", "spin.mix_rounds=2"])) == 0
+    assert [label for label in executed if "self-generate" in label or label.startswith("train")] == [
+        "self-generate from the start, seed 0",
+        "train spin, seed 0, round 1",
+        "self-generate from spin, seed 0, round 1, seed 0",
+        "train spin, seed 0, round 2",
+    ]
+    # round 2 mixes both rounds' data, both under the new opponent
+    assert sum(label.startswith("reference log-probs of generated") for label in executed) == 3
+
+
+def test_seeds_samples_and_turns(command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call_quietly(
+        command(seeds="0,1,2", tasks="support:SAMPLED,support:TWO_TURNS", methods="sft,sft-continued"), capsys
+    )
+    assert code == 0
+    assert "letters-sampled" in out
+    names = sorted(path.name for path in (tmp_path / "out" / "results" / "letters-twice").iterdir())
+    assert names == sorted(["start-seed0.json", *(f"{m}-seed{s}.json" for m in ("sft", "sft-continued") for s in (0, 1, 2))])
+
+
+def test_one_method_that_fails_does_not_take_the_others(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call_quietly(command(methods="sft,support:RAISES,gsil-logistic"), capsys)
+    assert code == 1
+    assert "this loss always fails" in out
+    assert "FAILED train raises, seed 0: RuntimeError: this loss always fails" in err
+    finished = sorted(path.name for path in (tmp_path / "out" / "results" / "letters").iterdir())
+    assert finished == ["gsil-logistic-seed0.json", "sft-seed0.json", "start-seed0.json"]
+    traceback = next((tmp_path / "out" / "failures").iterdir()).read_text()
+    assert "in _raises" in traceback
+
+
+def test_dry_run_writes_nothing(command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call_quietly(command(dry_run=True), capsys)
+    assert code == 0
+    assert "train gsil-logistic, seed 0" in out
+    assert not (tmp_path / "out").exists()
+    code, out, _ = call_quietly(command(dry_run=True, json=True), capsys)
+    assert json.loads(out)["control"] == "sft"
+
+
+def test_json_on_standard_output_is_json(command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call_quietly(command(json=True, methods="sft"), capsys)
+    assert code == 0
+    assert json.loads(out)
+
+
+def test_a_recipe_says_the_same_as_flags(command: Callable[..., list[str]], tmp_path: Path, executed: list[str]) -> None:
+    assert call(command()) == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((tmp_path / "out" / "config.yaml").read_text())
+    executed.clear()
+    assert call(["--recipe", str(recipe)]) == 0
+    assert executed == []
+
+
+# ---- interruptions ----------------------------------------------------------------------------------------------------
+
+
+def start_process(words: Sequence[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "gsil_bench.compare", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("marker", ["] held-out loss of the start", "] self-generate", "] train sft"])
+def test_a_killed_run_continues_to_the_same_results(
+    command: Callable[..., list[str]], tmp_path: Path, number: signal.Signals, marker: str
+) -> None:
+    """Kill when a line of progress has come, that is in the middle of the next stage; what follows must not tell."""
+    settings = ["sft.epochs=6", "gsil-logistic.epochs=6", "gsil-logistic.max_new_tokens=8"]
+    whole = start_process(command(out=tmp_path / "whole", set=settings))
+    assert whole.communicate(timeout=300) and whole.returncode == 0
+    process = start_process(command(out=tmp_path / "killed", set=settings))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if marker in line:
+            time.sleep(0.3)
+            process.send_signal(number)
+            break
+    else:
+        pytest.fail(f"no line with {marker!r}")
+    process.communicate(timeout=120)
+    assert process.returncode == (130 if number == signal.SIGINT else -9)
+    again = start_process(command(out=tmp_path / "killed", set=settings))
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert marker not in err  # that stage was not done again
+
+
+def test_threads_of_two_processes_wait_for_each_other(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    processes = [start_process(command(methods="sft")) for _ in range(2)]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(error.count("] train sft, seed 0") for error in errors) <= 2
+    assert len(results(tmp_path / "out")) == 4
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------------
+
+
+def line_of(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error, after checking that it is one, that the code is 2 and that nothing was written."""
+    code, out, err = call_quietly(words, capsys)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2, err
+    assert out == ""
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+BAD = {
+    "unknown method": ({"methods": "sft,gsil-logistc"}, "unknown method 'gsil-logistc': did you mean 'gsil-logistic'?"),
+    "unknown task": ({"tasks": "mini-gsm"}, "unknown task 'mini-gsm': did you mean 'mini-gsm8k'?"),
+    "unknown setting": ({"set": "gsil-logistic.scal=2"}, "unknown setting of gsil-logistic 'scal': did you mean 'scale'?"),
+    "setting's value": ({"set": "gsil-logistic.scale=much"}, "gsil-logistic.scale=much: expected a number"),
+    "setting out of range": ({"set": "sft.epochs=0"}, "sft.epochs=0.0 is out of range"),
+    "setting of a method not compared": ({"set": "spin.beta=0.1"}, "unknown method in --set (not among --methods) 'spin'"),
+    "malformed setting": ({"set": "scale"}, "expected METHOD.SETTING=VALUE"),
+    "missing file": ({"demonstrations": "nowhere.jsonl"}, "nowhere.jsonl"),
+    "no such model": ({"model": "nowhere/else/model"}, "no such folder"),
+    "unknown control": ({"control": "sftt"}, "unknown control 'sftt': did you mean 'sft'?"),
+    "method is no method": ({"methods": "support:NOT_A_METHOD"}, "is a int, not a gsil_bench.methods.Method"),
+    "method's module": ({"methods": "no_such_module:X"}, "cannot be loaded"),
+    "method's name is a path": ({"methods": "support:BAD_NAME"}, "letters, digits"),
+    "code without consent": ({"tasks": "support:WANTS_CODE"}, "--allow-code-execution"),
+    "limit": ({"limit": "none"}, "--limit: expected a whole number of at least 1"),
+    "seeds": ({"seeds": "a"}, "--seeds: expected int values"),
+    "data dir": ({"data_dir": "nowhere"}, "--data-dir nowhere: no such folder"),
+    "device": ({"device": "cpuu"}, "did you mean 'cpu'?"),
+    "recipe": ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),
+    "chat template": ({"chat_template": "plan"}, "did you mean 'plain'?"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_code_2(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    changes, wanted = BAD[name]
+    line = line_of(command(**changes), capsys)
+    assert wanted in line
+    assert not (tmp_path / "out").exists()
+
+
+FILES = {
+    "malformed line": ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n', "mine.jsonl:2"),
+    "missing field": ('{"prompt": "a", "completion": "b"}\n\n{"prompt": "a"}\n', "mine.jsonl:3"),
+    "wrong type": ('{"prompt": "a", "completion": 3}\n', "mine.jsonl:1"),
+    "empty file": ("", "no demonstrations"),
+    "only empty answers": ('{"prompt": "a", "completion": "  "}\n', "no demonstrations"),
+    "too long": (json.dumps({"prompt": "a", "completion": "word " * 400}) + "\n", "context of 256"),
+    "forged end": ('{"prompt": "a", "completion": "b<|end|>c"}\n', "<|end|>"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_demonstrations_are_named(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    text, wanted = FILES[name]
+    path = tmp_path / "mine.jsonl"
+    path.write_text(text)
+    assert wanted in line_of(command(demonstrations=path), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_left_after_dropping(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "word " * 400}) + "\n")
+    assert "None are left" in line_of(command(demonstrations=path, drop_long=True), capsys)
+
+
+def test_tokenizer_without_template_says_how_to_give_one(
+    command: Callable[..., list[str]], data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = line_of(command(model=data_dir / "models" / "stories260K"), capsys)
+    assert "--chat-template" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_output(command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "no permission to write" in line_of(command(out=tmp_path / "locked" / "out"), capsys)
+
+
+def test_output_that_is_a_file(command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in line_of(command(out=tmp_path / "file"), capsys)
+
+
+def test_resolve_is_what_the_command_uses(tiny_model: Path) -> None:
+    assert resolve({"model": str(tiny_model)}, None, compare.RECIPES).model == str(tiny_model)

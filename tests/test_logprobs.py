@@ -1,0 +1,96 @@
+"""Per-token log-probs against torch.log_softmax of a plain forward pass, one sequence at a time, in fp64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gsil_bench.models.checkpoint import load_model
+from gsil_bench.models.logprobs import PaddedBatch, completion_logps, micro_batches, token_logps
+from gsil_bench.records import Encoded
+
+
+def sequences(seed: int, vocabulary: int, lengths: list[tuple[int, int]]) -> list[Encoded]:
+    random = torch.Generator().manual_seed(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, vocabulary, (length,), generator=random).tolist())
+
+    return [Encoded(ids(prompt), ids(completion)) for prompt, completion in lengths]
+
+
+def plain(model: torch.nn.Module, sequence: Encoded) -> torch.Tensor:
+    """log_softmax of one unpadded sequence's logits, picked at each completion token."""
+    ids = torch.tensor([[*sequence.prompt_ids, *sequence.completion_ids]])
+    with torch.no_grad():
+        logps = torch.log_softmax(model(input_ids=ids).logits[0].double(), dim=-1)
+    start = len(sequence.prompt_ids)
+    return torch.stack([logps[start + n - 1, token] for n, token in enumerate(sequence.completion_ids)])
+
+
+LENGTHS = [(5, 9), (1, 1), (40, 3), (2, 70), (17, 17), (3, 1)]
+
+
+@pytest.fixture(scope="module", params=["mini", "stories260K"])
+def folder(request: pytest.FixtureRequest, mini_folder: Path) -> Path:
+    if request.param == "mini":
+        return mini_folder
+    return Path(request.getfixturevalue("data_dir")) / "models" / "stories260K"
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 10_000])
+def test_fp32_equals_fp64_log_softmax_to_1e_5(folder: Path, tokens: int) -> None:
+    model, exact = load_model(folder), load_model(folder).double()
+    given_ = sequences(0, model.config.vocab_size, LENGTHS)
+    for sequence, logps in zip(given_, completion_logps(model, given_, tokens), strict=True):
+        assert logps.dtype == torch.float32
+        torch.testing.assert_close(logps.double(), plain(exact, sequence), rtol=0, atol=1e-5)
+
+
+def test_fp64_equals_log_softmax_to_1e_12(folder: Path) -> None:
+    exact = load_model(folder).double()
+    given_ = sequences(1, exact.config.vocab_size, LENGTHS)
+    for sequence, logps in zip(given_, completion_logps(exact, given_), strict=True):
+        assert logps.dtype == torch.float64
+        torch.testing.assert_close(logps, plain(exact, sequence), rtol=0, atol=1e-12)
+
+
+def test_order_and_neighbours_do_not_matter(folder: Path) -> None:
+    exact = load_model(folder).double()
+    given_ = sequences(2, exact.config.vocab_size, LENGTHS)
+    forwards, backwards = completion_logps(exact, given_), completion_logps(exact, given_[::-1])[::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_prompt_is_never_scored_and_padding_neither(mini_folder: Path) -> None:
+    model = load_model(mini_folder)
+    given_ = sequences(3, 500, [(4, 2), (2, 5)])
+    logps = token_logps(model, PaddedBatch.of(given_))
+    assert logps.shape == (2, 7)
+    expected = torch.tensor([[0, 0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    assert torch.equal(logps != 0, expected)
+
+
+def test_gradient_flows_to_the_policy(mini_folder: Path) -> None:
+    model = load_model(mini_folder)
+    token_logps(model, PaddedBatch.of(sequences(4, 500, [(4, 2)]))).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_a_sequence_without_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a prompt"):
+        Encoded((), (1, 2))
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
+def test_micro_batches_hold_every_index_once_within_the_budget(lengths: list[int], tokens: int) -> None:
+    groups = list(micro_batches(lengths, tokens))
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or max(lengths[index] for index in group) * len(group) <= tokens

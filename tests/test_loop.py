@@ -1,0 +1,190 @@
+"""The training loop: accumulation, order, resume, step 0, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import support
+import torch
+
+from gsil_bench.methods import Method, PairLogProbs, load_method, with_settings
+from gsil_bench.models.checkpoint import load_model
+from gsil_bench.models.logprobs import completion_logps
+from gsil_bench.training import loop
+from gsil_bench.training.batches import Branch, Tree, matched_demonstrations, shuffled_steps, steps_of_round
+from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.reference import read_reference, write_reference
+
+TRAINED = ["sft", "sft-continued", "spin", "dpo", "gsil-logistic", "gsil-brier", "gsil-hinge", "gsil-kliep", "gsil-lsif",
+           "gsil-exponential"]  # fmt: skip
+
+
+def ids(seed: int, length: int) -> tuple[int, ...]:
+    return tuple(torch.randint(5, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def make_trees(folder: Path, count: int = 24) -> list[Tree]:
+    """Trees of varying lengths with reference log-probs of the model itself."""
+    trees = [
+        Tree(f"t{n}", ids(n, 3 + n % 5), Branch(ids(100 + n, 4 + n % 7)), Branch(ids(200 + n, 2 + n % 9))) for n in range(count)
+    ]
+    model = load_model(folder)
+    sums = [float(logp.sum()) for logp in completion_logps(model, [item for tree in trees for item in tree.sequences()])]
+    return [
+        dataclasses.replace(
+            tree,
+            real=dataclasses.replace(tree.real, reference_logp=sums[2 * n]),
+            generated=Branch(tree.generated.completion_ids, sums[2 * n + 1]) if tree.generated else None,
+        )
+        for n, tree in enumerate(trees)
+    ]
+
+
+def settings_for(name: str, **changes: object) -> Method:
+    return with_settings(load_method(name), {"learning_rate": 1e-3, "batch_size": 8, **changes})
+
+
+def weights_after(folder: Path, method: Method, steps: list[list[Tree]], work: Path, floor: float | None = 1e-3) -> torch.Tensor:
+    model = load_model(folder)
+    work.mkdir(exist_ok=True)
+    loop.train(model, method, loop.Schedule(steps, floor), work)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_micro_batches_do_not_change_the_result(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """One optimiser step in one forward pass and in many: equal gradients, so equal metrics and weights up to rounding."""
+    steps = shuffled_steps(make_trees(tiny_model), 8, 1, (0, 0))
+    steps = [[tree.demonstration_only() for tree in steps[0]]] if "reference" not in load_method(name).needs else steps
+    one = weights_after(tiny_model, settings_for(name, micro_batch_tokens=100_000), steps, tmp_path / "one")
+    many = weights_after(tiny_model, settings_for(name, micro_batch_tokens=1), steps, tmp_path / "many")
+    first, second = (json.loads((tmp_path / side / loop.METRICS).read_text()) for side in ("one", "many"))
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+    start = weights_after(tiny_model, settings_for(name), [], tmp_path / "none")
+    assert float((one - start).abs().max()) > 1e-4
+    # Adam's first step is the sign of the gradient: a coordinate whose gradient is rounding noise may flip, others may not.
+    assert float(((one - many).abs() > 1e-5).double().mean()) < 0.01
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_stopped_run_resumes_bit_for_bit(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    steps = shuffled_steps(make_trees(tiny_model), 8, 6, (1, 0))
+    method = settings_for(name)
+    whole = weights_after(tiny_model, method, steps, tmp_path / "whole")
+    done: list[int] = []
+
+    def stop(steps_done: int) -> None:
+        done.append(steps_done)
+        if sum(done) == 3:
+            raise KeyboardInterrupt
+
+    work = tmp_path / "stopped"
+    work.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(load_model(tiny_model), method, loop.Schedule(steps, 1e-3), work, stop)
+    (work / loop.METRICS).open("a").write('{"torn')  # what a kill while writing leaves
+    resumed = load_model(tiny_model)
+    facts = loop.train(resumed, method, loop.Schedule(steps, 1e-3), work)
+    assert torch.equal(whole, torch.cat([parameter.detach().flatten() for parameter in resumed.parameters()]))
+    assert (work / loop.METRICS).read_text() == (tmp_path / "whole" / loop.METRICS).read_text()
+    assert facts["steps"] == 6
+    assert facts["tokens"] == sum(len(item) for step in steps for tree in step for item in tree.sequences())
+    assert not (work / loop.STATE).exists()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_method_lowers_its_own_loss(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    trees = make_trees(tiny_model, 8)
+    weights_after(tiny_model, settings_for(name, schedule="constant"), [trees] * 20, tmp_path / "run")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / loop.METRICS).read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_step_zero_is_measured_and_a_foreign_reference_stops_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    trees = make_trees(tiny_model)
+    method, model = settings_for("gsil-logistic"), load_model(tiny_model)
+    facts = loop.train(model, method, loop.Schedule([trees[:8]], 1e-4), tmp_path)
+    assert facts["step_zero"] <= 1e-3
+    shifted = [dataclasses.replace(tree, real=Branch(tree.real.completion_ids, tree.real.reference_logp + 0.5)) for tree in trees]  # type: ignore[operator]
+    with pytest.raises(loop.TrainingError, match=r"step 0: a log-ratio of 0\.5"):
+        loop.train(load_model(tiny_model), method, loop.Schedule([shifted[:8]], 1e-4), tmp_path / "other")
+
+
+def test_a_need_that_was_not_declared_shows_at_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
+    trees = [dataclasses.replace(tree, real=Branch(tree.real.completion_ids), generated=None) for tree in make_trees(tiny_model)]
+    with pytest.raises(loop.TrainingError, match="not finite at step 1; it declares that it needs nothing"):
+        loop.train(load_model(tiny_model), support.FORGETFUL, loop.Schedule([trees]), tmp_path)
+
+
+def test_a_loss_that_averages_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    def mean(pair: PairLogProbs) -> torch.Tensor:
+        return -pair.policy_real_logps.mean()
+
+    with pytest.raises(loop.TrainingError, match="not one value each"):
+        loop.train(load_model(tiny_model), Method("mean", "", mean), loop.Schedule([make_trees(tiny_model)]), tmp_path)
+
+
+def test_learning_rate_by_hand() -> None:
+    """10 steps, warm-up 0.2: two steps at 1/3 and 2/3 of the peak, then 8/8, 7/8, …, 1/8."""
+    config = TrainConfig(learning_rate=3.0, warmup=0.2)
+    rates = [loop.learning_rate(config, step, 10) for step in range(10)]
+    assert rates == pytest.approx([1.0, 2.0, 3.0, 2.625, 2.25, 1.875, 1.5, 1.125, 0.75, 0.375])
+    cosine = TrainConfig(learning_rate=2.0, warmup=0.0, schedule="cosine")
+    assert loop.learning_rate(cosine, 2, 4) == pytest.approx(1.0)  # half way: (1 − cos(π/2)) / 2 of the peak
+    constant = TrainConfig(learning_rate=2.0, learning_rate_factor=3.0, warmup=0.0, schedule="constant")
+    assert loop.learning_rate(constant, 9, 10) == 6.0
+
+
+def test_steps_are_split_among_rounds_without_loss() -> None:
+    """100 demonstrations, 2 epochs, batches of 32: ⌈200/32⌉ = 7 steps; two rounds get 3 and 4; a round never gets none."""
+    assert steps_of_round(100, 2, 32, 1, 0) == 7
+    assert [steps_of_round(100, 2, 32, 2, index) for index in range(2)] == [3, 4]
+    assert [steps_of_round(5, 1, 32, 3, index) for index in range(3)] == [1, 1, 1]
+
+
+def test_shuffle_takes_every_tree_once_before_any_twice(tiny_model: Path) -> None:
+    trees = [Tree(str(n), (1,), Branch((2,))) for n in range(10)]
+    steps = shuffled_steps(trees, 4, 5, (0, 0))
+    order = [tree.id for step in steps for tree in step]
+    assert [len(step) for step in steps] == [4] * 5
+    assert sorted(order[:10]) == sorted(order[10:20]) == sorted(str(n) for n in range(10))
+    assert steps == shuffled_steps(trees, 4, 5, (0, 0))
+    assert steps != shuffled_steps(trees, 4, 5, (1, 0))
+
+
+def test_control_matches_the_pairs_tokens_step_by_step(tiny_model: Path) -> None:
+    trees = make_trees(tiny_model)
+    pairs = shuffled_steps(trees, 8, 6, (0, 0))
+    control = matched_demonstrations(pairs, trees, (0, 0))
+    longest = max(len(tree.real.completion_ids) for tree in trees)
+    for step, matched in zip(pairs, control, strict=True):
+        wanted, got = (sum(tree.scored_tokens for tree in side) for side in (step, matched))
+        assert abs(wanted - got) <= longest
+        assert [tree.id for tree in matched[:8]] == [tree.id for tree in step]
+        assert all(tree.generated is None for tree in matched)
+
+
+def test_reference_file_round_trip_and_refusal_of_other_sequences(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_model)
+    sequences = [item for tree in make_trees(tiny_model, 6) for item in tree.sequences()]
+    floor = write_reference(model, sequences, 512, tmp_path)
+    kept = read_reference(tmp_path, sequences)
+    for logps, exact in zip(kept, completion_logps(model.double(), sequences), strict=True):
+        assert logps.dtype.name == "float32"
+        torch.testing.assert_close(torch.tensor(logps).double(), exact, rtol=0, atol=1e-5)
+    assert 0 < floor < 1e-3
+    with pytest.raises(ValueError, match="other sequences"):
+        read_reference(tmp_path, sequences[1:])
+
+
+def test_pair_logps_are_nan_where_nothing_was_computed(tiny_model: Path) -> None:
+    trees = [tree.demonstration_only() for tree in make_trees(tiny_model, 3)]
+    pair = loop.pair_logps(load_model(tiny_model), trees)
+    assert pair.real_tokens.tolist() == [len(tree.real.completion_ids) for tree in trees]
+    assert all(math.isnan(value) for value in pair.policy_generated_logps.tolist())
+    assert pair.policy_real_logps.dtype == torch.float32
