@@ -20,7 +20,13 @@ from rich.table import Table
 from gsil_bench import compare, provenance
 from gsil_bench.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Which way of learning from demonstrations works best?")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Which way of learning from demonstrations works best?",
+)
 app.command("compare")(compare.compare)
 
 
@@ -125,7 +131,7 @@ def _console() -> Console:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    sys.exit(compare.call(app))
 
 
 if __name__ == "__main__":

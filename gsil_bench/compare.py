@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +52,7 @@ def run(config: Config, options: Options = Options()) -> int:
     inputs = read_inputs(config)
     plan, store = Planner(inputs).plan(), Store(out / "store")
     if options.dry_run:
-        print(json.dumps(plan_record(plan, store), indent=1) if options.as_json else plan_text(plan, store))
+        print(json.dumps(plan_record(plan, store), indent=1) if options.as_json else plan_text(plan, store, every_stage=True))
         return 0
     reporter.line(plan_text(plan, store))
     write_config(config, out)
@@ -105,7 +105,7 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
         print((out / "table.json").read_text(encoding="utf-8"), end="")
         return
     console = Console(highlight=False)
-    print(render_terminal(comparison, width=console.width, colour=console.is_terminal))
+    print(render_terminal(comparison, width=console.width if console.is_terminal else 100, colour=console.is_terminal))
     for line in render_summary(comparison):
         print(line)
     print(f"\nfiles: {', '.join(str(path) for path in files)}; results of every cell: {out / 'results'}")
@@ -144,6 +144,7 @@ def compare(
     tasks: Annotated[
         str | None, typer.Option(help="Names separated by commas; a suite's name stands for its tasks. [mini]")
     ] = None,
+    split: Annotated[str | None, typer.Option(help="test to report, dev to choose settings. [test]")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds separated by commas. [0]")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="Change a method's setting; repeatable.")
@@ -175,6 +176,7 @@ def compare(
         "model": model,
         "demonstrations": demonstrations,
         "tasks": tasks,
+        "split": split,
         "seeds": seeds,
         "control": control,
         "chat_template": chat_template,
@@ -201,9 +203,26 @@ def compare(
     raise typer.Exit(guarded(action))
 
 
+def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; a flag that does not exist is one line and exit code 2, like all bad input."""
+    try:
+        return int(app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False) or 0)
+    except Exception as error:
+        # Typer brings its own copy of click's errors; what they share is that they can format themselves.
+        if not hasattr(error, "format_message"):
+            raise
+        message = str(error.format_message())
+        near = [] if "ossible" in message else getattr(error, "possibilities", None) or []
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        print(message if message.startswith("Usage:") else f"error: {' '.join(message.split())}{hint}", file=sys.stderr)
+        return 2
+
+
 def main() -> None:
     """Entry point of `python -m gsil_bench.compare`."""
-    typer.run(compare)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(compare)
+    sys.exit(call(app))
 
 
 if __name__ == "__main__":

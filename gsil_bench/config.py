@@ -28,6 +28,8 @@ class Config:
     """How a file names its fields: {"prompt": "question", "completion": "answer"}."""
     methods: tuple[str, ...] = ("sft", "gsil-logistic")
     tasks: tuple[str, ...] = ("mini",)
+    split: str = "test"
+    """Items that are asked: "test" to report, "dev" to choose settings."""
     seeds: tuple[int, ...] = (0,)
     set: Settings = field(default_factory=dict)
     """METHOD → SETTING → VALUE."""

@@ -20,5 +20,5 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return UserError(f"unknown {what} {name!r}: {hint}Known: {', '.join(names) or 'none'}")
+    hint = f": did you mean {nearest[0]!r}?" if nearest else "."
+    return UserError(f"unknown {what} {name!r}{hint} Known: {', '.join(names) or 'none'}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from gsil_bench.methods import Method, baseline_methods, load_method, with_setti
 from gsil_bench.models import checkpoint
 from gsil_bench.records import Demonstration, Encoded, digest
 from gsil_bench.tasks import TASKS, expand, load_task
-from gsil_bench.tasks.task import Item, Task
+from gsil_bench.tasks.task import Item, Split, Task
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a method or task may be called: its name becomes part of a path."""
@@ -124,7 +125,7 @@ def read_inputs(config: Config) -> Inputs:
     tasks = _tasks(config, data_dir)
     model = read_model(config)
     demonstrations = _demonstrations(config, tasks, model, data_dir)
-    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(methods, demonstrations)))
+    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(config, methods, demonstrations)))
     _ = inputs.control  # a wrong --control is found now
     return inputs
 
@@ -134,8 +135,11 @@ def check_writable(folder: Path) -> None:
     nearest = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     if not nearest.is_dir():
         raise UserError(f"--out {folder}: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder}: no permission to write in {nearest}; choose another folder")
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest):  # permissions alone do not tell: the file system may be read-only
+            pass
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot write in {nearest} ({error.strerror}); choose another folder") from error
 
 
 def resolve_methods(config: Config) -> tuple[Method, ...]:
@@ -176,6 +180,7 @@ def _data_dir(config: Config) -> Path | None:
 
 
 def _tasks(config: Config, data_dir: Path | None) -> tuple[TaskInput, ...]:
+    split = _split(config.split)
     tasks = []
     for name in expand(list(config.tasks)):
         task = load_task(name)
@@ -183,9 +188,15 @@ def _tasks(config: Config, data_dir: Path | None) -> tuple[TaskInput, ...]:
             raise UserError(f"task {name!r} is named {task.name!r}: letters, digits, '.', '_' and '-' only (64 at most)")
         if task.runs_code and not config.allow_code_execution:
             raise UserError(f"task {task.name} runs generated code: read docs on the sandbox, then pass --allow-code-execution")
-        items = tuple(task.items("test", data_dir))[: config.limit]
+        items = tuple(task.items(split, data_dir))[: config.limit]
         tasks.append(TaskInput(task, items))
     return tuple(tasks)
+
+
+def _split(name: str) -> Split:
+    if name not in ("dev", "test"):
+        raise unknown_name("split", name, ["dev", "test"])
+    return "dev" if name == "dev" else "test"
 
 
 def read_model(config: Config) -> Model:
@@ -243,19 +254,23 @@ def _read(
         return source, demonstrations, dataclasses.asdict(counts)
     chosen = [load_task(name) for name in expand([source])] if source is not None else [item.task for item in tasks]
     items: dict[str, Item] = {}
+    sources = []
     for task in chosen:
-        items |= {item.id: item for item in task.items("train", data_dir)}  # greedy and sampled variants share their items
+        fresh = {item.id: item for item in task.items("train", data_dir) if item.id not in items}
+        items |= fresh
+        sources += [task.name] if fresh else []  # greedy and sampled variants share their items
     if not items:
         raise UserError(f"{', '.join(task.name for task in chosen)}: no train split; name a file with --demonstrations")
     demonstrations = from_items(list(items.values()))[: config.limit_demonstrations]
-    label = "train split of " + ", ".join(dict.fromkeys(task.name for task in chosen))
+    label = "train split of " + ", ".join(sources)
     return label, demonstrations, {"rows": len(demonstrations)}
 
 
-def _notes(methods: Sequence[Method], demonstrations: Demonstrations) -> list[str]:
+def _notes(config: Config, methods: Sequence[Method], demonstrations: Demonstrations) -> list[str]:
     """What was left out, and which generated side each method on preferences was given."""
-    notes = [f"{count} demonstrations left out: {why}" for why, count in demonstrations.counts.items()
-             if why in ("duplicates", "empty", "too long") and count]  # fmt: skip
+    left_out = {why: demonstrations.counts.get(why, 0) for why in ("duplicates", "empty", "too long")}
+    notes = [f"{count} demonstrations left out: {why}" for why, count in left_out.items() if count]
+    notes += ["scored on the dev split, which is for choosing settings and not for reporting"] if config.split == "dev" else []
     for method in methods:
         if "preferences" in method.needs:
             notes.append(f"{method.name}: {preference_source(demonstrations)}")

@@ -180,7 +180,7 @@ def train(model: LlamaForCausalLM, examples: list[Example], pad: int, arguments:
             group["lr"] = rate
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
             loss = answer_loss(model, collate(rows, pad))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -235,7 +235,7 @@ def main() -> None:
     """Train and write the model folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=mini.MODEL_DIR, help="folder to write")
-    parser.add_argument("--conversations", type=int, default=60_000, help="size of the corpus")
+    parser.add_argument("--conversations", type=int, default=56_000, help="size of the corpus")
     parser.add_argument("--vocabulary", type=int, default=1024, help="entries of the tokenizer")
     parser.add_argument("--batch", type=int, default=16, help="conversations per step")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")

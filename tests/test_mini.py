@@ -95,7 +95,7 @@ def test_the_corpus_never_meets_the_splits() -> None:
 
 def test_a_problem_belongs_to_a_part_by_its_content_alone() -> None:
     assert [bound for _, bound in PARTS] == sorted(bound for _, bound in PARTS)
-    counts = {part: 0 for part, _ in PARTS}
+    counts: dict[str, int] = {part: 0 for part, _ in PARTS}
     for number in range(2000):
         counts[part_of(f"problem {number}")] += 1
     # Shares are 15, 10, 35 and 40 percent; the standard error of a share is about 1 percent.
@@ -153,8 +153,7 @@ def test_typical_mistakes_fail_the_tests() -> None:
     programs = []
     for problem in problems.values():
         for part in [part for part in problem.parts if part.careless][:1]:
-            spoilt = problem.written(lambda p, wrong=part: p.careless if p is wrong else p.code)
-            programs.append(spoilt + "\n" + "\n".join(problem.tests()))
+            programs.append("\n".join([_spoilt(problem, part), *problem.tests()]))
     outcomes = [_passes(program) for program in programs]
     # Some mistakes change nothing, such as `x > 2` for `x >= 2` in a loop that starts at 3.
     assert len(outcomes) > 200
@@ -165,6 +164,10 @@ def test_typical_mistakes_fail_the_tests() -> None:
 
 def _function(number: int) -> functions.FunctionProblem:
     return functions.draw(functions.FAMILIES[number % 4], random.Random(number))
+
+
+def _spoilt(problem: functions.FunctionProblem, wrong: functions.Part) -> str:
+    return problem.written(lambda part: part.careless if part is wrong else part.code)
 
 
 def _passes(program: str) -> bool:
@@ -341,13 +344,14 @@ def test_special_tokens_are_single_and_never_in_the_content(tokenizer: Any) -> N
 
 
 def test_the_model_loads_and_is_small() -> None:
+    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(mini.MODEL_DIR)
     assert 800_000 <= model.num_parameters() <= 1_100_000
     assert (mini.MODEL_DIR / "model.safetensors").stat().st_size <= 4_500_000
     assert sum(file.stat().st_size for file in mini.MODEL_DIR.iterdir()) <= 8_000_000
-    assert {parameter.dtype for parameter in model.parameters()} == {__import__("torch").float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config.head_dim == 32
     assert model.config.max_position_embeddings == 512
     assert model.config.tie_word_embeddings

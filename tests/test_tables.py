@@ -267,7 +267,7 @@ def test_lower_is_better_and_has_no_margin() -> None:
         "gsil is not resolved from sft on loss: -0.2000 nats/token [-0.4484, 0.0484] (lower is better); "
         "this design could have resolved 0.3097."
     )
-    assert "nll in nats, n = 3, lower is better" in render_markdown(comparison)
+    assert "nll in nats/token, n = 3, lower is better" in render_markdown(comparison)
     assert "within the margin (none)" in notes(comparison)["Verdicts"]
     wide = Comparison.of([losses("sft", [1.0, 2.0, 3.0]), losses("gsil", [0.9, 1.8, 2.7])], margins={"loss": 0.5})
     assert cell(wide, "gsil", "loss").against.outcome == "equivalent"

@@ -55,9 +55,11 @@ class LocalRun:
             KeyboardInterrupt: a signal came; what was done is kept.
             UserError: the store cannot be written.
         """
-        watch, total, waiting = Stopwatch(), len(plan.stages), list(plan.cells)
-        for number, stage in enumerate(plan.stages, start=1):
+        watch, waiting = Stopwatch(), list(plan.cells)
+        total, number = sum(stage.given is None for stage in plan.stages), 0
+        for stage in plan.stages:
             self.interrupts.check()
+            number += stage.given is None
             self._make(stage, f"[{number}/{total}]")
             for cell in [cell for cell in waiting if cell.scores.key in self.outcome.made]:
                 waiting.remove(cell)

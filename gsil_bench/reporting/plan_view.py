@@ -9,17 +9,22 @@ from gsil_bench.inputs import Inputs, describe
 from gsil_bench.methods import Method
 from gsil_bench.plan import Plan
 from gsil_bench.reporting.progress import seconds_text
+from gsil_bench.stages import VERSIONS
 from gsil_bench.store import Store
 from gsil_bench.training.config import TrainConfig
 
 
-def plan_text(plan: Plan, store: Store) -> str:
-    """Inputs, methods with their settings, stages with what is already there, and the estimate."""
+def plan_text(plan: Plan, store: Store, every_stage: bool = False) -> str:
+    """Inputs, methods with their settings, stages with what is already there, and the estimate.
+
+    Args:
+        every_stage: a line for each stage instead of one for each kind.
+    """
     inputs, forecasts = plan.inputs, forecast(plan, store)
     lines = [*_input_lines(inputs), "methods"]
     lines += [f"  {_method_line(method)}" for method in inputs.methods]
     lines += [f"stages ({len(forecasts)}, of which {sum(item.done for item in forecasts)} are there)"]
-    lines += [f"  {_stage_line(item)}" for item in forecasts]
+    lines += [f"  {_stage_line(item)}" for item in forecasts] if every_stage else _kind_lines(forecasts)
     left = sum(item.seconds for item in forecasts)
     lines.append(f"estimate: about {seconds_text(left)} on this machine" if left else "nothing to do")
     return "\n".join(lines)
@@ -52,6 +57,19 @@ def _method_line(method: Method) -> str:
 
 def _stage_line(item: StageForecast) -> str:
     return f"{'done' if item.done else seconds_text(item.seconds):>10}  {item.stage.label}"
+
+
+def _kind_lines(forecasts: list[StageForecast]) -> list[str]:
+    """A line for each kind of stage, in the order of the data's path."""
+    kinds = [kind for kind in VERSIONS if any(item.stage.kind == kind for item in forecasts)]
+    lines = []
+    for kind in kinds:
+        members = [item for item in forecasts if item.stage.kind == kind]
+        there = sum(item.done for item in members)
+        left = sum(item.seconds for item in members)
+        state = f"{there} there" if there else ""
+        lines.append(f"  {kind:<15}{len(members):>4}  {seconds_text(left) if left else '':<12}{state}".rstrip())
+    return lines
 
 
 def plan_record(plan: Plan, store: Store) -> dict[str, Any]:
