@@ -131,6 +131,7 @@ def _console() -> Console:
 
 def main() -> None:
     """Entry point of the console script."""
+    sys.path.insert(0, os.getcwd())  # as `python -m` does, so that module:ATTRIBUTE finds a user's file either way
     sys.exit(compare.call(app))
 
 

@@ -199,6 +199,39 @@ def test_a_recipe_says_the_same_as_flags(command: Callable[..., list[str]], tmp_
     assert executed == []
 
 
+def test_dpo_takes_preference_data_and_says_so(
+    command: Callable[..., list[str]], tmp_path: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": f"No idea about {n}."} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = call_quietly(command(methods="dpo,gsil-logistic", demonstrations=path), capsys)
+    assert code == 0
+    assert "dpo: trained on the rejected answers of the preference data" in " ".join(out.split())
+    assert "reference log-probs of rejected answers under the start" in executed
+    assert sum(label.startswith("self-generate") for label in executed) == 1  # gsil-logistic's
+    metrics = [json.loads(line) for line in next(tmp_path.rglob("metrics.jsonl")).read_text().splitlines()]
+    assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-3) or metrics[0]["loss"] == pytest.approx(1.3863, abs=1e-3)
+
+
+def test_partial_preferences_are_not_used_in_silence(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": f"No {n}."} for n in range(20)]
+    rows += [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(20, 40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = call_quietly(command(methods="dpo", demonstrations=path, dry_run=True), capsys)
+    assert code == 0
+    assert "dpo: trained on demonstrations against samples of the initial policy (only" in out
+
+
+def test_greedy_self_generations_are_shared_by_all_seeds(command: Callable[..., list[str]], executed: list[str]) -> None:
+    settings = ["gsil-logistic.temperature=0", "gsil-logistic.max_new_tokens=4"]
+    assert call(command(methods="gsil-logistic", seeds="0,1", set=settings)) == 0
+    assert [label for label in executed if label.startswith("self-generate")] == ["self-generate from the start, greedy"]
+
+
 # ---- interruptions ----------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ come from the meaning and never from the code that is shown as the solution; the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ VOCABULARY = tuple(
     """.split()  # noqa: SIM905
 )
 LETTERS = "abcdeghlnorst"
+RARE_RATE = 0.1
+"""How often a part is one of the rare ones."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Part:
     code: str
     meaning: Callable[..., Any]
     careless: str = ""
+    rare: bool = False
+    """Drawn seldom, and never met in the pretraining corpus: only demonstrations teach it."""
 
     @property
     def kind(self) -> str:
@@ -115,6 +120,11 @@ def number_tests(constant: int) -> list[Part]:
         Part(f"multiple {c}", f"divisible by {c}", f"x % {c} == 0", lambda x: x % c == 0),
         Part(f"nomultiple {c}", f"not divisible by {c}", f"x % {c} != 0", lambda x: x % c != 0, f"x % {c} == 0"),
         Part(f"not {c}", f"other than {c}", f"x != {c}", lambda x: x != c),
+        Part("even", "even", "x % 2 == 0", lambda x: x % 2 == 0, rare=True),
+        Part("odd", "odd", "x % 2 == 1", lambda x: x % 2 == 1, rare=True),
+        Part(f"digit {c}", f"ending in {c}", f"abs(x) % 10 == {c}", lambda x: abs(x) % 10 == c, rare=True),
+        Part(f"near {c}", f"within 3 of {c}", f"abs(x - {c}) <= 3", lambda x: abs(x - c) <= 3, rare=True),
+        Part(f"range {c}", f"from 1 to {c}", f"1 <= x <= {c}", lambda x: 1 <= x <= c, rare=True),
     ]
 
 
@@ -128,6 +138,12 @@ def number_maps(constant: int) -> list[Part]:
         Part(f"rest {c}", f"modulo {c}", f"x % {c}", lambda x: x % c, f"x // {c}"),
         Part(f"from {c}", f"subtracted from {c}", f"{c} - x", lambda x: c - x, f"x - {c}"),
         Part(f"squareadd {c}", f"squared plus {c}", f"x * x + {c}", lambda x: x * x + c, f"x * 2 + {c}"),
+        Part("halved", "halved", "x // 2", lambda x: x // 2, rare=True),
+        Part("cubed", "cubed", "x * x * x", lambda x: x * x * x, rare=True),
+        Part("absolute", "without its sign", "abs(x)", abs, rare=True),
+        Part(f"capped {c}", f"capped at {c}", f"min(x, {c})", lambda x: min(x, c), rare=True),
+        Part(f"distance {c}", f"as distance from {c}", f"abs(x - {c})", lambda x: abs(x - c), rare=True),
+        Part(f"doubleadd {c}", f"doubled plus {c}", f"2 * x + {c}", lambda x: 2 * x + c, rare=True),
     ]
 
 
@@ -139,6 +155,11 @@ NUMBER_REDUCTIONS = (
     Part("min", "Return the smallest or 0.", "min(ys, default=0)", lambda ys: min(ys, default=0), "min(ys)"),
     Part("reversed", "Return them in reverse order.", "ys[::-1]", lambda ys: ys[::-1], "sorted(ys)"),
     Part("distinct", "Return how many differ.", "len(set(ys))", lambda ys: len(set(ys)), "len(ys)"),
+    Part("first", "Return the first or 0.", "ys[0] if ys else 0", lambda ys: ys[0] if ys else 0, rare=True),
+    Part("last", "Return the last or 0.", "ys[-1] if ys else 0", lambda ys: ys[-1] if ys else 0, rare=True),
+    Part("second", "Return every second one.", "ys[::2]", lambda ys: ys[::2], rare=True),
+    Part("three", "Return the first three.", "ys[:3]", lambda ys: ys[:3], rare=True),
+    Part("any", "Return whether any is left.", "len(ys) > 0", lambda ys: len(ys) > 0, rare=True),
 )
 
 
@@ -158,6 +179,9 @@ def word_tests(constant: int, letter: str) -> list[Part]:
             lambda w: letter not in w,
             f'"{letter}" in w',
         ),
+        Part(f"length {c}", f"of length {c}", f"len(w) == {c}", lambda w: len(w) == c, rare=True),
+        Part("evenlength", "of even length", "len(w) % 2 == 0", lambda w: len(w) % 2 == 0, rare=True),
+        Part(f"many {letter}", f"with two {letter}", f'w.count("{letter}") == 2', lambda w: w.count(letter) == 2, rare=True),
     ]
 
 
@@ -171,6 +195,10 @@ def word_maps(letter: str) -> list[Part]:
         Part("twice", "doubled", "w + w", lambda w: w + w),
         Part(f"suffix {letter}", f"followed by {letter}", f'w + "{letter}"', lambda w: w + letter),
         Part(f"prefix {letter}", f"preceded by {letter}", f'"{letter}" + w', lambda w: letter + w, f'w + "{letter}"'),
+        Part("tail", "without its first letter", "w[1:]", lambda w: w[1:], rare=True),
+        Part("three", "cut to three letters", "w[:3]", lambda w: w[:3], rare=True),
+        Part("thrice", "tripled", "w * 3", lambda w: w * 3, rare=True),
+        Part(f"drop {letter}", f"rid of {letter}", f'w.replace("{letter}", "")', lambda w: w.replace(letter, ""), rare=True),
     ]
 
 
@@ -183,12 +211,20 @@ def word_reductions(separator: str) -> list[Part]:
         Part(f"join {s}", f"Join them with {s}.", f'"{s}".join(ys)', lambda ys: s.join(ys)),
         Part("reversed", "Return them in reverse order.", "ys[::-1]", lambda ys: ys[::-1], "sorted(ys)"),
         Part("distinct", "Return how many differ.", "len(set(ys))", lambda ys: len(set(ys)), "len(ys)"),
+        Part("second", "Return every second one.", "ys[::2]", lambda ys: ys[::2], rare=True),
+        Part("three", "Return the first three.", "ys[:3]", lambda ys: ys[:3], rare=True),
+        Part("letters", "Return the number of letters.", 'len("".join(ys))', lambda ys: len("".join(ys)), rare=True),
     ]
 
 
+def _pick(parts: Sequence[Part], rng: random.Random) -> Part:
+    rare = rng.random() < RARE_RATE
+    return rng.choice([part for part in parts if part.rare == rare])
+
+
 def _draw_numbers(rng: random.Random) -> FunctionProblem:
-    test, change = rng.choice(number_tests(rng.randint(2, 9))), rng.choice(number_maps(rng.randint(2, 9)))
-    end = rng.choice(NUMBER_REDUCTIONS)
+    test, change = _pick(number_tests(rng.randint(2, 9)), rng), _pick(number_maps(rng.randint(2, 9)), rng)
+    end = _pick(NUMBER_REDUCTIONS, rng)
     argument = rng.choice(LIST_NAMES)
     docstring = f"Take the numbers {test.words}, each {change.words}. {end.words}"
 
@@ -203,9 +239,9 @@ def _draw_numbers(rng: random.Random) -> FunctionProblem:
 
 
 def _draw_words(rng: random.Random) -> FunctionProblem:
-    test = rng.choice(word_tests(rng.randint(2, 6), rng.choice(LETTERS)))
-    change = rng.choice(word_maps(rng.choice(LETTERS)))
-    end = rng.choice(word_reductions(rng.choice("-+_/")))
+    test = _pick(word_tests(rng.randint(2, 6), rng.choice(LETTERS)), rng)
+    change = _pick(word_maps(rng.choice(LETTERS)), rng)
+    end = _pick(word_reductions(rng.choice("-+_/")), rng)
     argument = rng.choice(LIST_NAMES)
     docstring = f"Take the words {test.words}, each {change.words}. {end.words}"
 
@@ -220,13 +256,13 @@ def _draw_words(rng: random.Random) -> FunctionProblem:
 
 
 def _draw_choice(rng: random.Random) -> FunctionProblem:
-    test = rng.choice(number_tests(rng.randint(2, 9)))
-    then, other = rng.choice(number_maps(rng.randint(2, 9))), rng.choice(number_maps(rng.randint(2, 9)))
+    test = _pick(number_tests(rng.randint(2, 9)), rng)
+    then, other = _pick(number_maps(rng.randint(2, 9)), rng), _pick(number_maps(rng.randint(2, 9)), rng)
     argument = rng.choice(NUMBER_NAMES)
     docstring = f"If {argument} is {test.words}, return {argument} {then.words}. Otherwise return {argument} {other.words}."
 
     def body(write: Write) -> str:
-        condition, first, second = (write(part).replace("x", argument) for part in (test, then, other))
+        condition, first, second = (re.sub(r"\bx\b", argument, write(part)) for part in (test, then, other))
         return f"    if {condition}:\n        return {first}\n    return {second}"
 
     def meaning(value: int) -> Any:
@@ -237,7 +273,7 @@ def _draw_choice(rng: random.Random) -> FunctionProblem:
 
 
 def _draw_loop(rng: random.Random) -> FunctionProblem:
-    test, change = rng.choice(number_tests(rng.randint(2, 9))), rng.choice(number_maps(rng.randint(2, 9)))
+    test, change = _pick(number_tests(rng.randint(2, 9)), rng), _pick(number_maps(rng.randint(2, 9)), rng)
     argument = rng.choice(NUMBER_NAMES)
     first, start = rng.randint(1, 3), rng.choice((0, 0, 10))
     span = Part(f"span {first}", f"from {first} to", f"{argument} + 1", int, argument)
