@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,17 +66,24 @@ def weights_sha256(folder: Path) -> str:
 def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """The causal language model of a folder in fp32, dropout off. Safetensors only, no remote code."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a bar per load would drown the run's own progress
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the model in {folder} cannot be loaded: {reason}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _unloadable("model", folder, error) from error
+    if info["missing_keys"]:  # the library would go on with random numbers in their place
+        raise UserError(f"the model in {folder} lacks weights: {', '.join(sorted(info['missing_keys'])[:3])}")
     model = model.to(device)
     model.eval()  # dropout stays off in training too: policy and reference must agree at step 0
     return model
@@ -88,8 +96,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
+        raise _unloadable("tokenizer", folder, error) from error
+
+
+def _unloadable(what: str, folder: Path, error: Exception) -> UserError:
+    return UserError(f"the {what} in {folder} cannot be loaded: {' '.join(str(error).split())[:200]}")
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
@@ -124,14 +135,14 @@ def end_token_ids(folder: Path) -> tuple[int, ...]:
 
 def parameter_count(folder: Path) -> int:
     """Number of weights, read from the shards' headers without loading them."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
-    for shard in weight_files(folder):
-        with safe_open(shard, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open has keys() but is no mapping)
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
+    try:
+        for shard in weight_files(folder):
+            with safe_open(shard, framework="numpy") as tensors:
+                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  (no mapping)
+                total += sum(math.prod(shape) for shape in shapes)
+    except (OSError, SafetensorError) as error:
+        raise _unloadable("model", folder, error) from error
     return total

@@ -1,0 +1,35 @@
+"""Durations in words, and estimates that learn from what was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gsil_bench.estimate import SECONDS_PER_STAGE, Speeds
+from gsil_bench.plan import Stage
+from gsil_bench.reporting.progress import seconds_text
+from gsil_bench.store import Store
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (8.3, "8.3 s"), (42.2, "42 s"), (60, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+def test_a_stage_that_was_seen_is_estimated_by_its_speed(tmp_path: Path) -> None:
+    """10,000 tokens in 5 seconds: 2,000 a second, so 4,000 tokens take 2 seconds and the stage's own overhead."""
+    store = Store(tmp_path)
+    seen = Stage("training", "t", {}, {}, None, tokens=10_000)
+    Speeds.of(store).observe(seen, 1_000_000, 5.0)
+    again = Stage("training", "u", {}, {}, None, tokens=4_000)
+    assert Speeds.of(store).seconds(again, 1_000_000, "cpu") == pytest.approx(2.0 + SECONDS_PER_STAGE)
+    assert Speeds.of(store).seconds(again, 2_000_000, "cpu") != pytest.approx(2.0 + SECONDS_PER_STAGE)
+
+
+def test_damaged_speeds_are_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "speeds.json").write_text("[1, 2")
+    assert Speeds.of(Store(tmp_path)).seen == {}
