@@ -9,9 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsil_bench.models.checkpoint import load_model
+from gsil_bench.data.chat import ChatFormat
+from gsil_bench.data.demonstrations import from_items
+from gsil_bench.models.checkpoint import end_token_ids, load_model, load_tokenizer
 from gsil_bench.models.logprobs import PaddedBatch, completion_logps, micro_batches, token_logps
 from gsil_bench.records import Encoded
+from gsil_bench.tasks import load_task
 
 
 def sequences(seed: int, vocabulary: int, lengths: list[tuple[int, int]]) -> list[Encoded]:
@@ -42,13 +45,41 @@ def folder(request: pytest.FixtureRequest, mini_folder: Path) -> Path:
     return Path(request.getfixturevalue("data_dir")) / "models" / "stories260K"
 
 
+STORY = (
+    "Once upon a time, there was a little girl named Lily. She loved to play in the park with her dog.",
+    "One day, she saw a big red ball. She wanted to play with it, but it was too high in the tree.",
+    'Her friend Tom said, "I can help you." He was very tall and got the ball. Lily was happy and said thank you.',
+)
+
+
+def real_text(folder: Path) -> list[Encoded]:
+    """What the model was trained for: the suite's demonstrations, or a story with each sentence after those before it."""
+    tokenizer = load_tokenizer(folder)
+    if (folder / "chat_template.jinja").exists():
+        chat = ChatFormat.of(tokenizer)
+        return [chat.encode(item.messages, item.answer) for item in from_items(load_task("mini-gsm8k").items("train", None)[:12])]
+    ids = [tuple(tokenizer(text)["input_ids"]) for text in STORY]
+    return [Encoded((1, *sum(ids[:n], ())), ids[n]) for n in range(len(ids))]
+
+
 @pytest.mark.parametrize("tokens", [1, 64, 10_000])
 def test_fp32_equals_fp64_log_softmax_to_1e_5(folder: Path, tokens: int) -> None:
     model, exact = load_model(folder), load_model(folder).double()
-    given_ = sequences(0, model.config.vocab_size, LENGTHS)
+    given_ = real_text(folder)
     for sequence, logps in zip(given_, completion_logps(model, given_, tokens), strict=True):
         assert logps.dtype == torch.float32
         torch.testing.assert_close(logps.double(), plain(exact, sequence), rtol=0, atol=1e-5)
+
+
+@pytest.mark.data
+def test_on_text_it_was_not_made_for_the_error_is_the_forward_passs_own(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GSM8K surprises a model of stories: logits of 20 carry fp32 errors of 4e-5. What we add to them stays below 1e-5."""
+    monkeypatch.setenv("GSIL_BENCH_DATA", str(data_dir))
+    folder = data_dir / "models" / "stories260K"
+    chat, model = ChatFormat.of(load_tokenizer(folder), "plain", end_token_ids(folder)), load_model(folder)
+    given_ = [chat.encode(item.messages, item.answer) for item in from_items(load_task("gsm8k").items("train", None)[:8])]
+    for sequence, logps in zip(given_, completion_logps(model, given_, 1), strict=True):
+        torch.testing.assert_close(logps.double(), plain(model, sequence), rtol=0, atol=1e-5)
 
 
 def test_fp64_equals_log_softmax_to_1e_12(folder: Path) -> None:
