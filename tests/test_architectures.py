@@ -1,4 +1,4 @@
-"""Engine and log-probs on other families of models, untrained and tiny: learned positions, sliding windows, soft-capped logits."""
+"""Engine and log-probs on other families of models, untrained: learned positions, sliding windows, soft-capped logits."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from gsil_bench.data import mini
 from gsil_bench.errors import UserError
 from gsil_bench.tasks.gsm8k import score_answer
 from gsil_bench.tasks.judge import Judge, JudgeRequest, rate_turns
-from gsil_bench.tasks.sandbox import run_restricted
+from gsil_bench.tasks.sandbox import Program, run_restricted
 from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources, Split
 
 FENCE = re.compile(r"```(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -134,7 +134,7 @@ class FunctionTask:
     def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
         """One score per item, after running all programs in the restricted language."""
         programs = [
-            unwrap_code(answer[0]) + "\n" + "\n".join(item.reference["tests"])
+            Program(unwrap_code(answer[0]), "\n".join(item.reference["tests"]))
             for item, answer in zip(items, answers, strict=True)
         ]
         results = run_restricted(programs, resources.workers)
