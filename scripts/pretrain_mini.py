@@ -178,8 +178,7 @@ def train(model: LlamaForCausalLM, examples: list[Example], pad: int, arguments:
         rate = learning_rate(step, steps, arguments.lr)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
-            loss = answer_loss(model, collate(rows, pad))
+        loss = answer_loss(model, collate(rows, pad))
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -207,7 +206,7 @@ def readme(arguments: argparse.Namespace, model: LlamaForCausalLM, log: list[dic
     command = (
         f"OMP_NUM_THREADS={torch.get_num_threads()} OMP_WAIT_POLICY=passive python scripts/pretrain_mini.py "
         f"--conversations {arguments.conversations} --seed {arguments.seed} --lr {arguments.lr} "
-        f"--batch {arguments.batch}" + (" --bf16" if arguments.bf16 else "")
+        f"--batch {arguments.batch}"
     )
     marks = [log[round(share * (len(log) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)]
     rows = "\n".join(f"| {m['step']} | {m['tokens']:,} | {m['loss']} | {m['seconds']} |" for m in marks)
@@ -240,7 +239,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="conversations per step")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus, the initial weights and the order")
-    parser.add_argument("--bf16", action="store_true", help="train under bf16 autocast; weights stay float32")
     arguments = parser.parse_args()
 
     stream = corpus.conversations(arguments.seed, arguments.conversations)
