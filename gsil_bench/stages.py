@@ -23,7 +23,7 @@ from gsil_bench.models import checkpoint
 from gsil_bench.records import Encoded, Generation, read_jsonl, write_jsonl
 from gsil_bench.store import Artefact, Produced
 from gsil_bench.tasks.task import ScoringResources
-from gsil_bench.training.batches import Branch, Tree, matched_demonstrations, shuffled_steps
+from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.loop import Schedule, train
 from gsil_bench.training.reference import read_reference, write_reference
@@ -151,9 +151,8 @@ def train_round(work: Workspace, method: Method, seed: int, round_index: int, st
     inputs = work.resources.inputs
     config = TrainConfig.of(method.training, where=method.name)
     trees = build_trees(work, method)
-    schedule = shuffled_steps(trees, config.batch_size, steps, (seed, round_index))
-    if method.batches == "matched-demonstrations":
-        schedule = matched_demonstrations(schedule, trees, (seed, round_index))
+    pairs = ShuffledSteps(trees, config.batch_size, steps, (seed, round_index))
+    schedule = MatchedDemonstrations(pairs) if method.batches == "matched-demonstrations" else pairs
     floor = work.needs["real_reference"].facts["noise_floor"] if starts_at_reference and "real_reference" in work.needs else None
     model = checkpoint.load_model(work.needs["policy"].folder, inputs.model.device)
     facts = train(model, method, Schedule(schedule, floor), work.folder, work.resources.advance)

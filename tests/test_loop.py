@@ -15,7 +15,7 @@ from gsil_bench.methods import Method, PairLogProbs, load_method, with_settings
 from gsil_bench.models.checkpoint import load_model
 from gsil_bench.models.logprobs import completion_logps
 from gsil_bench.training import loop
-from gsil_bench.training.batches import Branch, Tree, matched_demonstrations, shuffled_steps, steps_of_round
+from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree, steps_of_round
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.reference import read_reference, write_reference
 
@@ -58,7 +58,7 @@ def weights_after(folder: Path, method: Method, steps: list[list[Tree]], work: P
 @pytest.mark.parametrize("name", TRAINED)
 def test_micro_batches_do_not_change_the_result(tiny_model: Path, tmp_path: Path, name: str) -> None:
     """One optimiser step in one forward pass and in many: equal gradients, so equal metrics and weights up to rounding."""
-    steps = shuffled_steps(make_trees(tiny_model), 8, 1, (0, 0))
+    steps = list(ShuffledSteps(make_trees(tiny_model), 8, 1, (0, 0)))
     steps = [[tree.demonstration_only() for tree in steps[0]]] if "reference" not in load_method(name).needs else steps
     one = weights_after(tiny_model, settings_for(name, micro_batch_tokens=100_000), steps, tmp_path / "one")
     many = weights_after(tiny_model, settings_for(name, micro_batch_tokens=1), steps, tmp_path / "many")
@@ -73,7 +73,7 @@ def test_micro_batches_do_not_change_the_result(tiny_model: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_stopped_run_resumes_bit_for_bit(tiny_model: Path, tmp_path: Path, name: str) -> None:
-    steps = shuffled_steps(make_trees(tiny_model), 8, 6, (1, 0))
+    steps = list(ShuffledSteps(make_trees(tiny_model), 8, 6, (1, 0)))
     method = settings_for(name)
     whole = weights_after(tiny_model, method, steps, tmp_path / "whole")
     done: list[int] = []
@@ -149,18 +149,18 @@ def test_steps_are_split_among_rounds_without_loss() -> None:
 
 def test_shuffle_takes_every_tree_once_before_any_twice(tiny_model: Path) -> None:
     trees = [Tree(str(n), (1,), Branch((2,))) for n in range(10)]
-    steps = shuffled_steps(trees, 4, 5, (0, 0))
+    steps = list(ShuffledSteps(trees, 4, 5, (0, 0)))
     order = [tree.id for step in steps for tree in step]
     assert [len(step) for step in steps] == [4] * 5
     assert sorted(order[:10]) == sorted(order[10:20]) == sorted(str(n) for n in range(10))
-    assert steps == shuffled_steps(trees, 4, 5, (0, 0))
-    assert steps != shuffled_steps(trees, 4, 5, (1, 0))
+    assert steps == list(ShuffledSteps(trees, 4, 5, (0, 0)))
+    assert steps != list(ShuffledSteps(trees, 4, 5, (1, 0)))
 
 
 def test_control_matches_the_pairs_tokens_step_by_step(tiny_model: Path) -> None:
     trees = make_trees(tiny_model)
-    pairs = shuffled_steps(trees, 8, 6, (0, 0))
-    control = matched_demonstrations(pairs, trees, (0, 0))
+    pairs = ShuffledSteps(trees, 8, 6, (0, 0))
+    control = list(MatchedDemonstrations(pairs))
     longest = max(len(tree.real.completion_ids) for tree in trees)
     for step, matched in zip(pairs, control, strict=True):
         wanted, got = (sum(tree.scored_tokens for tree in side) for side in (step, matched))

@@ -5,8 +5,9 @@ The order is a function of seed and round only, so it does not change with micro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -52,33 +53,60 @@ def steps_of_round(demonstrations: int, epochs: float, batch_size: int, rounds: 
     return total * (round_index + 1) // rounds - total * round_index // rounds
 
 
-def shuffled_steps(trees: Sequence[Tree], batch_size: int, steps: int, seed: Sequence[int]) -> list[list[Tree]]:
+class Steps(Protocol):
+    """The batches of a round, in order; every iteration gives the same."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[Tree]]: ...
+
+
+@dataclass(frozen=True)
+class ShuffledSteps:
     """Full batches from successive seeded permutations: no short last batch, every tree once before any comes twice."""
-    random = np.random.default_rng([*seed, 0])
-    order: list[int] = []
-    while len(order) < steps * batch_size:
-        order.extend(random.permutation(len(trees)).tolist())
-    return [[trees[index] for index in order[step * batch_size : (step + 1) * batch_size]] for step in range(steps)]
+
+    trees: Sequence[Tree]
+    batch_size: int
+    steps: int
+    seed: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[Tree]]:
+        random = np.random.default_rng([*self.seed, 0])
+        queue: list[int] = []
+        for _ in range(self.steps):
+            while len(queue) < self.batch_size:
+                queue.extend(random.permutation(len(self.trees)).tolist())
+            batch, queue = queue[: self.batch_size], queue[self.batch_size :]
+            yield [self.trees[index] for index in batch]
 
 
-def matched_demonstrations(steps: Sequence[Sequence[Tree]], trees: Sequence[Tree], seed: Sequence[int]) -> list[list[Tree]]:
+@dataclass(frozen=True)
+class MatchedDemonstrations:
     """The control's batches: each step's demonstrations, then further ones until its scored tokens match the pairs'.
 
     The further demonstrations come from their own seeded permutations; the last one is taken if that brings the count nearer.
     """
-    random = np.random.default_rng([*seed, 1])
-    queue: list[int] = []
-    matched = []
-    for pairs in steps:
-        batch = [tree.demonstration_only() for tree in pairs]
-        missing = sum(tree.scored_tokens for tree in pairs) - sum(tree.scored_tokens for tree in batch)
-        while missing > 0:
-            queue = queue or random.permutation(len(trees)).tolist()
-            extra = trees[queue[-1]].demonstration_only()
-            if extra.scored_tokens > 2 * missing:
-                break
-            queue.pop()
-            batch.append(extra)
-            missing -= extra.scored_tokens
-        matched.append(batch)
-    return matched
+
+    pairs: ShuffledSteps
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[list[Tree]]:
+        trees, random = self.pairs.trees, np.random.default_rng([*self.pairs.seed, 1])
+        queue: list[int] = []
+        for step in self.pairs:
+            batch = [tree.demonstration_only() for tree in step]
+            missing = sum(tree.scored_tokens for tree in step) - sum(tree.scored_tokens for tree in batch)
+            while missing > 0:
+                queue = queue or random.permutation(len(trees)).tolist()
+                extra = trees[queue[-1]].demonstration_only()
+                if extra.scored_tokens > 2 * missing:
+                    break
+                queue.pop()
+                batch.append(extra)
+                missing -= extra.scored_tokens
+            yield batch

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from gsil_bench.methods import Method, PairLogProbs
 from gsil_bench.models.logprobs import PaddedBatch, micro_batches, token_logps
 from gsil_bench.records import Encoded
-from gsil_bench.training.batches import Tree
+from gsil_bench.training.batches import Steps, Tree
 from gsil_bench.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class TrainingError(RuntimeError):
 class Schedule:
     """What one round trains on, in order."""
 
-    steps: Sequence[Sequence[Tree]]
+    steps: Steps
+    """Iterated from the start each time: a resumed run skips what it had done."""
     noise_floor: float | None = None
     """Of the reference, in nats per sequence; None if the round does not start from its reference."""
 
@@ -77,8 +79,7 @@ def train(
         facts = {"step_zero": _step_zero(model, method, schedule, config), "tokens": 0, "scored_tokens": 0}
     advance(start)
     saved_at = time.monotonic()
-    for step in range(start, len(schedule.steps)):
-        trees = schedule.steps[step]
+    for step, trees in enumerate(islice(schedule.steps, start, None), start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, len(schedule.steps))
         metrics = _accumulate(model, method, config, trees, step)
@@ -193,9 +194,9 @@ def _metrics(pair: PairLogProbs, losses: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def _step_zero(model: PreTrainedModel, method: Method, schedule: Schedule, config: TrainConfig) -> float | None:
     """Largest |log-ratio| of the first step's sequences, which must be zero where policy and reference are the same weights."""
-    if schedule.noise_floor is None or "reference" not in method.needs or not schedule.steps:
+    if schedule.noise_floor is None or "reference" not in method.needs or not len(schedule.steps):
         return None
-    pairs = [pair_logps(model, group) for group in tree_batches(schedule.steps[0], config.micro_batch_tokens)]
+    pairs = [pair_logps(model, group) for group in tree_batches(next(iter(schedule.steps)), config.micro_batch_tokens)]
     ratios = torch.cat([torch.cat([pair.real_log_ratios, pair.generated_log_ratios]) for pair in pairs])
     worst = float(ratios.abs().max())
     if not worst <= max(STEP_ZERO_TOLERANCE, 10 * schedule.noise_floor):
