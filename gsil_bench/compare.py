@@ -8,6 +8,7 @@ results, 1 some failed, 2 bad input (one line says what), 130 interrupted (the s
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +44,7 @@ def run(config: Config, options: Options = Options()) -> int:
     from gsil_bench.records import CellFailure
     from gsil_bench.reporting.plan_view import plan_record, plan_text
     from gsil_bench.reporting.progress import Reporter
-    from gsil_bench.results import write_result
+    from gsil_bench.results import remove_result, write_result
     from gsil_bench.stages import Resources
     from gsil_bench.store import Store
     from gsil_bench.tasks.task import ScoringResources
@@ -65,11 +66,12 @@ def run(config: Config, options: Options = Options()) -> int:
         except KeyboardInterrupt:
             reporter.line("interrupted; everything done so far is kept, the same command continues from here")
             return 130
-    failures = [
-        CellFailure(cell.method.name, cell.seed, cell.task, reason)
-        for cell in plan.cells
-        if (reason := outcome.reason(cell)) is not None
-    ]
+    failures = []
+    for cell in plan.cells:
+        reason = outcome.reason(cell)
+        if reason is not None:
+            failures.append(CellFailure(cell.method.name, cell.seed, cell.task, reason))
+            remove_result(out, cell)
     order = {(cell.method.name, cell.seed, cell.task): number for number, cell in enumerate(plan.cells)}
     results.sort(key=lambda result: order[result.method, result.seed, result.task])
     show(plan, results, failures, out, options.as_json)
@@ -83,6 +85,7 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
     from gsil_bench.reporting.comparison import Comparison
     from gsil_bench.reporting.terminal import render_terminal
     from gsil_bench.reporting.wording import render_summary
+    from gsil_bench.results import budget_notes
 
     inputs = plan.inputs
     comparison = Comparison.of(
@@ -91,7 +94,7 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
         methods=[method.name for method in inputs.methods],
         tasks=list(dict.fromkeys(cell.task for cell in plan.cells)),
         control=inputs.control,
-        notes=inputs.notes,
+        notes=[*inputs.notes, *budget_notes(plan, results)],
     )
     files = {
         out / "table.md": tables.render_markdown(comparison),
@@ -128,6 +131,9 @@ def guarded(action: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {' '.join(str(error).split())}; what was done is kept, the same command continues", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -205,6 +211,9 @@ def compare(
 
 def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Run a command line; a flag that does not exist is one line and exit code 2, like all bad input."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table must not be lost to a terminal without ±
     try:
         return int(app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False) or 0)
     except Exception as error:

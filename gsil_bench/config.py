@@ -64,6 +64,7 @@ class Config:
 
 LISTS: dict[str, type] = {"methods": str, "tasks": str, "seeds": int}
 NUMBERS = ("limit", "limit_demonstrations")
+NULLABLE = ("demonstrations", "control", "chat_template", "data_dir", *NUMBERS)
 SWITCHES = ("start", "drop_long", "allow_code_execution")
 MAPPINGS = ("fields", "set", "training")
 
@@ -101,7 +102,7 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, dot, setting = target.rpartition(".")
         if not (equals and dot and method and setting and value):
             raise UserError(f"--set {assignment}: expected METHOD.SETTING=VALUE, such as gsil-logistic.scale=0.5")
-        settings.setdefault(method, {})[setting] = yaml.safe_load(value)
+        settings.setdefault(method, {})[setting] = value
     return settings
 
 
@@ -140,8 +141,10 @@ def _typed(key: str, value: Any, where: str) -> Any:
     """A value converted to its field's type, or a UserError that names where it came from."""
     if key in LISTS:
         return _list(value, LISTS[key], where)
+    if value is None and key not in NULLABLE:
+        raise UserError(f"{where}: has no value")
     if key in NUMBERS and value is not None:
-        if isinstance(value, bool) or not str(value).lstrip("-").isdigit() or int(value) < 1:
+        if isinstance(value, bool) or not str(value).isdecimal() or int(value) < 1:
             raise UserError(f"{where}: expected a whole number of at least 1, found {value!r}")
         return int(value)
     if key in SWITCHES and not isinstance(value, bool):
@@ -152,15 +155,20 @@ def _typed(key: str, value: Any, where: str) -> Any:
             raise UserError(
                 f"{where}: expected {'METHOD: {SETTING: VALUE}' if key == 'set' else 'keys and values'}, found {value!r}"
             )
-        return value
+        return {str(name): item for name, item in value.items()}
+    if value == "":
+        raise UserError(f"{where}: is empty")
     return value if key in NUMBERS or key in SWITCHES or value is None else str(value)
 
 
 def _list(value: Any, kind: type, where: str) -> tuple[Any, ...]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    words = [part.strip() if isinstance(part, str) else part for part in parts if str(part).strip()]
     try:
-        items = tuple(kind(part.strip() if isinstance(part, str) else part) for part in parts if str(part).strip())
-    except (TypeError, ValueError):
+        if any(isinstance(word, bool) or not isinstance(word, int | str) for word in words):
+            raise ValueError
+        items = tuple(kind(word) for word in words)
+    except ValueError:
         raise UserError(f"{where}: expected {kind.__name__} values separated by commas, found {value!r}") from None
     if not items:
         raise UserError(f"{where}: is empty")

@@ -10,7 +10,11 @@ class UserError(ValueError):
     """Bad input. The command prints the message as one line and exits with code 2."""
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
+class StoreError(UserError):
+    """The folder of results and artefacts cannot be written: nothing that follows could be kept."""
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a list, offering the nearest one.
 
     Args:
@@ -18,7 +22,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
         name: the name that was given.
         known: the names that exist.
     """
-    names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    names = sorted(map(str, known))
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f": did you mean {nearest[0]!r}?" if nearest else "."
     return UserError(f"unknown {what} {name!r}{hint} Known: {', '.join(names) or 'none'}")

@@ -5,6 +5,7 @@ machine's.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Speeds:
         """Remember how fast a stage was."""
         if stage.tokens > 0 and seconds > 0:
             self.seen[f"{stage.kind}/{parameters}"] = round(stage.tokens / seconds, 1)
-            write_atomically(self.path, json.dumps(self.seen, indent=1, sort_keys=True) + "\n")
+            with suppress(OSError):  # only an estimate
+                write_atomically(self.path, json.dumps(self.seen, indent=1, sort_keys=True) + "\n")
 
     def seconds(self, stage: Stage, parameters: int, device: str) -> float:
         """Expected duration of a stage."""

@@ -6,6 +6,7 @@ Everything that a user can get wrong is found here, as one `UserError`, with not
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import tempfile
@@ -19,6 +20,7 @@ from gsil_bench.config import Config, Settings
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.data.demonstrations import check_lengths, from_items, read_demonstrations, split_held_out
 from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.evaluation import held_out
 from gsil_bench.methods import Method, baseline_methods, load_method, with_settings
 from gsil_bench.models import checkpoint
 from gsil_bench.records import Demonstration, Encoded, digest
@@ -125,6 +127,7 @@ def read_inputs(config: Config) -> Inputs:
     tasks = _tasks(config, data_dir)
     model = read_model(config)
     demonstrations = _demonstrations(config, tasks, model, data_dir)
+    _check_needs(methods, demonstrations)
     inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(config, methods, demonstrations)))
     _ = inputs.control  # a wrong --control is found now
     return inputs
@@ -186,6 +189,8 @@ def _tasks(config: Config, data_dir: Path | None) -> tuple[TaskInput, ...]:
         task = load_task(name)
         if not NAME.fullmatch(task.name):
             raise UserError(f"task {name!r} is named {task.name!r}: letters, digits, '.', '_' and '-' only (64 at most)")
+        if task.name == held_out.NAME:
+            raise UserError(f"task {name!r} is named {task.name!r}, the name of the column of the held-out loss")
         if task.runs_code and not config.allow_code_execution:
             raise UserError(f"task {task.name} runs generated code: read docs on the sandbox, then pass --allow-code-execution")
         items = tuple(task.items(split, data_dir))[: config.limit]
@@ -253,17 +258,40 @@ def _read(
         demonstrations, counts = read_demonstrations(source, config.fields, data_dir=data_dir, limit=config.limit_demonstrations)
         return source, demonstrations, dataclasses.asdict(counts)
     chosen = [load_task(name) for name in expand([source])] if source is not None else [item.task for item in tasks]
-    items: dict[str, Item] = {}
-    sources = []
+    if config.fields:
+        raise UserError("--field: names the fields of a file; give the file with --demonstrations")
+    pools: list[list[Demonstration]] = []
+    sources, seen = [], set[str]()
     for task in chosen:
-        fresh = {item.id: item for item in task.items("train", data_dir) if item.id not in items}
-        items |= fresh
-        sources += [task.name] if fresh else []  # greedy and sampled variants share their items
-    if not items:
+        fresh = [item for item in task.items("train", data_dir) if item.id not in seen]
+        seen |= {item.id for item in fresh}
+        if fresh:  # greedy and sampled variants share their items
+            sources.append(task.name)
+            pools.append(from_items(fresh))
+    if not pools:
         raise UserError(f"{', '.join(task.name for task in chosen)}: no train split; name a file with --demonstrations")
-    demonstrations = from_items(list(items.values()))[: config.limit_demonstrations]
+    demonstrations = list({item.id: item for item in _first_of_each(pools, config.limit_demonstrations)}.values())
     label = "train split of " + ", ".join(sources)
     return label, demonstrations, {"rows": len(demonstrations)}
+
+
+def _first_of_each(pools: Sequence[Sequence[Demonstration]], limit: int | None) -> list[Demonstration]:
+    """All demonstrations, task by task; with a limit the first ones of each task, as evenly as their numbers allow."""
+    if limit is None:
+        return [demonstration for pool in pools for demonstration in pool]
+    turns = itertools.zip_longest(*pools)
+    return [demonstration for turn in turns for demonstration in turn if demonstration is not None][:limit]
+
+
+def _check_needs(methods: Sequence[Method], demonstrations: Demonstrations) -> None:
+    """Raise UserError if a method lives on rejected answers alone and some demonstrations have none."""
+    missing = len(demonstrations.train) - demonstrations.preferences
+    for method in methods:
+        if "preferences" in method.needs and "generated" not in method.needs and missing:
+            raise UserError(
+                f"method {method.name} needs preference data: {missing} of {len(demonstrations.train)} demonstrations have no "
+                "rejected answer"
+            )
 
 
 def _notes(config: Config, methods: Sequence[Method], demonstrations: Demonstrations) -> list[str]:

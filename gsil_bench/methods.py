@@ -9,15 +9,15 @@ vectors and returns one value per example:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.source import source_sha256
 from gsil_bench.training.config import TrainConfig, as_type_of
 
 if TYPE_CHECKING:
@@ -114,10 +114,8 @@ class Method:
 
     @property
     def source_sha256(self) -> str:
-        """Digest of the module that defines the loss: editing it makes new artefacts instead of serving old ones."""
-        module = inspect.getmodule(self.loss) if self.loss is not None else None
-        text = inspect.getsource(module) if module is not None else ""
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Digest of the source that defines the loss: editing it makes new artefacts instead of serving old ones."""
+        return source_sha256(self.loss.__module__) if self.loss is not None else ""
 
     def decides(self) -> dict[str, Any]:
         """What changes the weights, besides the training settings: not the name, nor the words about it."""
@@ -149,10 +147,11 @@ def load_method(name: str, registry: Mapping[str, str] | None = None) -> Method:
     module, _, attribute = target.partition(":")
     try:
         method = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise UserError(f"method {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(method, Method):
         raise UserError(f"method {name!r}: {target} is a {type(method).__name__}, not a gsil_bench.methods.Method")
+    _check(method)
     return method
 
 
@@ -188,6 +187,7 @@ def with_settings(method: Method, changes: Mapping[str, Any]) -> Method:
 
 
 def _check(method: Method) -> None:
+    _check_record(method)
     protocol = method.protocol
     choices: Iterable[tuple[str, bool, str]] = (
         ("opponent", protocol.opponent in ("initial", "previous"), "initial or previous"),
@@ -200,3 +200,24 @@ def _check(method: Method) -> None:
         if not fine:
             raise UserError(f"{method.name}.{key}={getattr(protocol, key)}: must be {wanted}")
     TrainConfig.of(method.training, where=method.name)
+
+
+def _check_record(method: Method) -> None:
+    """What a record of the user's own may get wrong: fields of the wrong kind, or a loss that no artefact could be named by."""
+    loss, what = method.loss, f"method {method.name!r}"
+    if not isinstance(method.name, str):
+        raise UserError(f"{what}: its name must be a text")
+    for field_name, value, known in (
+        ("batches", method.batches, get_args(Batches)),
+        ("normalise", method.normalise, ("examples", "tokens")),
+        *(("needs", need, get_args(Need)) for need in method.needs),
+    ):
+        if value not in known:
+            raise unknown_name(f"value in {field_name} of {what}", value, known)
+    if loss is None:
+        return
+    if not inspect.isfunction(loss) or loss.__closure__ or "<" in loss.__qualname__:
+        # A partial, a lambda or a closure looks the same whatever it holds: two losses would share one checkpoint.
+        raise UserError(
+            f"{what}: its loss must be a function defined at the top of a module; what it varies belongs into settings"
+        )

@@ -18,6 +18,7 @@ from gsil_bench.generation.engine import Sampling
 from gsil_bench.inputs import Inputs, TaskInput
 from gsil_bench.methods import Method
 from gsil_bench.records import digest
+from gsil_bench.source import source_sha256
 from gsil_bench.stages import VERSIONS, Workspace
 from gsil_bench.store import Artefact, Produced
 from gsil_bench.training.batches import steps_of_round
@@ -174,9 +175,10 @@ class Planner:
             {"generations": generations} if generations else {}
         )
         inputs = {**self._frame, "side": side}
+        count = len(self.data.demonstrations.train)
         label = f"reference log-probs of {side} answers under {_policy_name(opponent)}"
         return self._stage(
-            "reference", label, inputs, needs, partial(stages.reference_logps, side=side), tokens=self._train_tokens
+            "reference", label, inputs, needs, partial(stages.reference_logps, side=side), count, self._train_tokens
         )
 
     def training(self, method: Method, seed: int) -> tuple[Stage, ...]:
@@ -187,12 +189,13 @@ class Planner:
         for index in range(rounds):
             opponent = self.start if method.protocol.opponent == "initial" else policy
             needs = {"policy": policy, **self._pair_needs(method, opponent, seed, index, played)}
-            steps = steps_of_round(len(self.data.demonstrations.train), config.epochs, config.batch_size, rounds, index)
+            steps = steps_of_round(len(self.data.demonstrations.train), config.epochs, self._batch_size(config), rounds, index)
             starts_at_reference = opponent is policy
             inputs = {
                 **self._frame,
                 "method": method.decides(),
                 "training": vars(config),
+                "batch_size": self._batch_size(config),
                 "seed": seed,
                 "round": index,
                 "steps": steps,
@@ -204,11 +207,12 @@ class Planner:
                 seed=seed,
                 round_index=index,
                 steps=steps,
+                batch_size=self._batch_size(config),
                 starts_at_reference=starts_at_reference,
             )
             label = f"train {method.name}, seed {seed}" + (f", round {index + 1}" if rounds > 1 else "")
             branches = 1 if needs.keys() == {"policy", "demonstrations"} else 2
-            tokens = steps * config.batch_size * branches * self._train_tokens / len(self.data.demonstrations.train)
+            tokens = steps * self._batch_size(config) * branches * self._train_tokens / len(self.data.demonstrations.train)
             policy = self._stage("training", label, inputs, needs, run, steps, tokens)
             trained.append(policy)
         return tuple(trained)
@@ -253,7 +257,7 @@ class Planner:
         scores = self._stage(
             "scores",
             f"score {name} of {_policy_name(policy)}",
-            {**items, "version": task.task.version},
+            {**items, "version": task.task.version, "source": source_sha256(type(task.task).__module__)},
             {"answers": answers},
             partial(stages.score_task, task=task),
         )
@@ -283,7 +287,8 @@ class Planner:
             {**self._frame},
             {"policy": policy, "demonstrations": self.demonstrations},
             stages.held_out_loss,
-            tokens=sum(len(encoded) for encoded in data.held_out_encoded),
+            len(data.held_out),
+            sum(len(encoded) for encoded in data.held_out_encoded),
         )
         comparable = {**self._comparable(method), "items": data.content}
         return Cell(method, seed, held_out.NAME, held_out.METRIC, 0.0, None, policy, scores, trained, comparable)
@@ -294,8 +299,9 @@ class Planner:
         budget = None
         if method.trains:
             config = TrainConfig.of(method.training, where=method.name)
-            steps = steps_of_round(len(data.demonstrations.train), config.epochs, config.batch_size, 1, 0)
-            budget = f"{steps} steps of {config.batch_size} demonstrations"
+            count, batch, rounds = len(data.demonstrations.train), self._batch_size(config), method.protocol.rounds
+            steps = sum(steps_of_round(count, config.epochs, batch, rounds, index) for index in range(rounds))
+            budget = f"{steps} steps of {batch} demonstrations"
         return {
             "model": data.model.weights_sha256,
             "chat": data.model.chat.fingerprint,
@@ -304,6 +310,10 @@ class Planner:
             "engine": self._engine_identity(),
             "budget": budget,
         }
+
+    def _batch_size(self, config: TrainConfig) -> int:
+        """Never more than there are: a step that took a demonstration twice would not be the epochs that were asked for."""
+        return min(config.batch_size, len(self.data.demonstrations.train))
 
     @cached_property
     def _train_tokens(self) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gsil_bench.evaluation.scoring import FILE
 from gsil_bench.inputs import Inputs, describe
-from gsil_bench.plan import Cell
+from gsil_bench.plan import Cell, Plan
 from gsil_bench.provenance import provenance
 from gsil_bench.records import CellResult, ItemScore, digest, read_jsonl, result_from_json, write_atomically
 from gsil_bench.store import Artefact
+
+TOKENS_TOLERANCE = 0.05
+"""Share by which the control's tokens may differ before the table says so."""
 
 
 def result_path(out: Path, cell: Cell) -> Path:
@@ -26,7 +29,8 @@ def write_result(out: Path, cell: Cell, inputs: Inputs, made: Mapping[str, Artef
     it.
     """
     path = result_path(out, cell)
-    fingerprint = digest([cell.method.describe(), cell.seed, cell.task, dict(cell.comparable), made[cell.scores.key].content])
+    parts = [cell.method.describe(), cell.method.decides(), cell.seed, dict(cell.comparable)]
+    fingerprint = digest([*parts, made[cell.policy.key].content, made[cell.scores.key].content])
     existing = read_result(path)
     if existing is not None and existing.fingerprint == fingerprint:
         return existing
@@ -34,6 +38,11 @@ def write_result(out: Path, cell: Cell, inputs: Inputs, made: Mapping[str, Artef
     text = json.dumps(dataclasses.asdict(result), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text + "\n")
     return result
+
+
+def remove_result(out: Path, cell: Cell) -> None:
+    """Remove the result that another configuration left of a cell that failed in this one; its artefacts stay in the store."""
+    result_path(out, cell).unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> CellResult | None:
@@ -65,6 +74,22 @@ def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprin
         provenance=_provenance(cell, inputs, scores, rounds),
         fingerprint=fingerprint,
     )
+
+
+def budget_notes(plan: Plan, results: Sequence[CellResult]) -> list[str]:
+    """Where the control that is matched to the pairwise methods' tokens was trained on another number of them after all."""
+    tokens = {result.method: result.cost["scored_tokens"] for result in results if result.cost["scored_tokens"]}
+    methods = {method.name: method for method in plan.inputs.methods}
+    control = plan.inputs.control
+    if methods[control].batches != "matched-demonstrations" or control not in tokens:
+        return []
+    pairwise = [name for name in tokens if "generated" in methods[name].needs and name != control]
+    ratios = {name: tokens[name] / tokens[control] for name in pairwise}
+    return [
+        f"{name} was trained on {ratio:.2f} times the tokens of {control}: their self-generations differ"
+        for name, ratio in ratios.items()
+        if abs(ratio - 1) > TOKENS_TOLERANCE
+    ]
 
 
 def _provenance(cell: Cell, inputs: Inputs, scores: Artefact, rounds: list[Artefact]) -> dict[str, Any]:

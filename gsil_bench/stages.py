@@ -24,8 +24,7 @@ from gsil_bench.records import Encoded, Generation, read_jsonl, write_jsonl
 from gsil_bench.store import Artefact, Produced
 from gsil_bench.tasks.task import ScoringResources
 from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree
-from gsil_bench.training.config import TrainConfig
-from gsil_bench.training.loop import Schedule, train
+from gsil_bench.training.loop import STATE, Schedule, train
 from gsil_bench.training.reference import read_reference, write_reference
 
 if TYPE_CHECKING:
@@ -63,9 +62,13 @@ class Resources:
     def model(self, artefact: Artefact) -> PreTrainedModel:
         """A model that will not be changed; kept until another one is asked for."""
         if self._loaded is None or self._loaded[0] != artefact.content:
-            self._loaded = None  # free the old one before the new one comes
+            self.release()  # the old one goes before the new one comes
             self._loaded = (artefact.content, checkpoint.load_model(artefact.folder, self.inputs.model.device))
         return self._loaded[1]
+
+    def release(self) -> None:
+        """Forget the loaded model: training needs the memory."""
+        self._loaded = None
 
     def engine(self, artefact: Artefact) -> TransformersEngine:
         """The generation engine on a model."""
@@ -127,7 +130,7 @@ def reference_logps(work: Workspace, side: Side) -> Produced:
     elif side == "rejected":
         sequences = rejected_sequences(inputs)
     model = work.resources.model(work.needs["policy"])
-    return Produced({"noise_floor": write_reference(model, sequences, FORWARD_TOKENS, work.folder)})
+    return Produced({"noise_floor": write_reference(model, sequences, FORWARD_TOKENS, work.folder, work.resources.advance)})
 
 
 def generated_sequences(inputs: Inputs, artefact: Artefact) -> list[Encoded]:
@@ -142,21 +145,24 @@ def generated_sequences(inputs: Inputs, artefact: Artefact) -> list[Encoded]:
 
 def rejected_sequences(inputs: Inputs) -> list[Encoded]:
     """The rejected answers of preference data, in the demonstrations' order."""
-    pairs = [(item.messages, item.rejected or "") for item in inputs.demonstrations.train]
+    pairs = [(item.messages, item.rejected) for item in inputs.demonstrations.train if item.rejected is not None]
     return inputs.model.chat.encode_many(pairs)
 
 
-def train_round(work: Workspace, method: Method, seed: int, round_index: int, steps: int, starts_at_reference: bool) -> Produced:
+def train_round(
+    work: Workspace, method: Method, seed: int, round_index: int, steps: int, batch_size: int, starts_at_reference: bool
+) -> Produced:
     """Stage 4: one round of a method, from the policy of the round before."""
     inputs = work.resources.inputs
-    config = TrainConfig.of(method.training, where=method.name)
     trees = build_trees(work, method)
-    pairs = ShuffledSteps(trees, config.batch_size, steps, (seed, round_index))
+    pairs = ShuffledSteps(trees, batch_size, steps, (seed, round_index))
     schedule = MatchedDemonstrations(pairs) if method.batches == "matched-demonstrations" else pairs
     floor = work.needs["real_reference"].facts["noise_floor"] if starts_at_reference and "real_reference" in work.needs else None
+    work.resources.release()
     model = checkpoint.load_model(work.needs["policy"].folder, inputs.model.device)
     facts = train(model, method, Schedule(schedule, floor), work.folder, work.resources.advance)
     content = checkpoint.save_model(model, inputs.model.chat.tokenizer, work.folder)
+    (work.folder / STATE).unlink(missing_ok=True)  # not before the weights are safe
     return Produced({**facts, "noise_floor": floor}, content)
 
 
@@ -210,7 +216,9 @@ def held_out_loss(work: Workspace) -> Produced:
     demonstrations = work.resources.inputs.demonstrations
     model = work.resources.model(work.needs["policy"])
     ids = [item.id for item in demonstrations.held_out]
-    scores = held_out.score_held_out(model, ids, demonstrations.held_out_encoded, FORWARD_TOKENS, work.folder)
+    scores = held_out.score_held_out(
+        model, ids, demonstrations.held_out_encoded, FORWARD_TOKENS, work.folder, work.resources.advance
+    )
     return Produced({"counts": {"answers": len(scores)}, "unscored": 0})
 
 

@@ -18,10 +18,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gsil_bench.errors import UserError
+from gsil_bench.errors import StoreError
 from gsil_bench.records import digest, file_sha256, write_atomically
 
 MANIFEST = "manifest.json"
+POLL_SECONDS = 0.5
+VERIFIED_BYTES = 64 * 2**20
+"""Larger files are believed by their size: hashing gigabytes at every start would cost more than it finds."""
+UNFINISHED = (".new", ".ordered")
+"""Endings of files that are renamed when they are whole; a kill may leave them."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,12 @@ class Store:
         self.root = root
 
     def lookup(self, kind: str, fingerprint: str) -> Artefact | None:
-        """The finished artefact, or None. One whose files are missing or cut is reported as absent, so that it is built again."""
+        """The finished artefact, or None. One whose files are missing or damaged counts as absent, so that it is built again."""
         folder = self.root / kind / fingerprint
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            whole = all((folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
-        except (OSError, ValueError, KeyError):
+            whole = all(_is_whole(folder / name, entry) for name, entry in manifest["files"].items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if not whole:
             return None
@@ -70,6 +75,7 @@ class Store:
         inputs: Mapping[str, Any],
         make: Callable[[Path], Produced],
         waiting: Callable[[], None] = lambda: None,
+        poll: Callable[[], None] = lambda: None,
     ) -> Artefact:
         """The finished artefact, made now unless another process finished it while this one waited for its lock.
 
@@ -79,8 +85,9 @@ class Store:
             inputs: the same in words, for the manifest.
             make: fills the folder it is given, which may hold what an interrupted run left, and reports.
             waiting: called once if another process holds the lock.
+            poll: called again and again while it does; may raise to give up.
         """
-        with self._lock(kind, fingerprint, waiting):
+        with self._lock(kind, fingerprint, waiting, poll):
             done = self.lookup(kind, fingerprint)
             if done is not None:
                 return done
@@ -103,6 +110,9 @@ class Store:
     def _finish(
         self, partial: Path, kind: str, fingerprint: str, inputs: Mapping[str, Any], produced: Produced, seconds: float
     ) -> None:
+        for path in partial.rglob("*"):
+            if path.is_file() and (path.name.startswith(".") or path.suffix in UNFINISHED):
+                path.unlink()
         files = {
             path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(partial.rglob("*"))
@@ -125,23 +135,36 @@ class Store:
         partial.rename(final)
 
     @contextmanager
-    def _lock(self, kind: str, fingerprint: str, waiting: Callable[[], None]) -> Iterator[None]:
+    def _lock(self, kind: str, fingerprint: str, waiting: Callable[[], None], poll: Callable[[], None]) -> Iterator[None]:
         """Hold the artefact's lock."""
         path = self.root / "locks" / f"{kind}-{fingerprint}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            if not _acquire(lock, 0.0):
                 waiting()
-                lock.acquire()
+                while not _acquire(lock, POLL_SECONDS):
+                    poll()
         except OSError as error:
-            raise UserError(f"cannot write below {self.root}: {error.strerror}; choose another folder with --out") from error
+            raise StoreError(f"cannot write below {self.root}: {error.strerror}; choose another folder with --out") from error
         try:
             yield
         finally:
             lock.release()
+
+
+def _acquire(lock: FileLock, seconds: float) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
+
+
+def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file is what its manifest says: by its size, and by its bytes where reading them costs little."""
+    size = path.stat().st_size
+    return size == entry["bytes"] and (size > VERIFIED_BYTES or file_sha256(path) == entry["sha256"])
 
 
 def _read_seconds(partial: Path) -> float:

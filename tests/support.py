@@ -53,6 +53,20 @@ def _forgetful(pair: PairLogProbs) -> torch.Tensor:
     return -pair.real_log_ratios
 
 
+def _make(sign: float):  # type: ignore[no-untyped-def]
+    def loss(pair: PairLogProbs) -> torch.Tensor:
+        return -sign * pair.policy_real_logps
+
+    return loss
+
+
+CLOSURE = Method("closure", "A loss that holds a value of its own.", _make(1.0))
+LAMBDA = Method("lambda", "A loss without a name.", lambda pair: -pair.policy_real_logps)
+MISSPELT = Method("misspelt", "A need that there is not.", _margin, needs=frozenset({"refrence"}))  # type: ignore[arg-type]
+PREFERS = Method("prefers", "Needs rejected answers.", _margin, needs=frozenset({"preferences", "reference"}))
+ODD_BATCHES = Method("odd", "Batches that there are not.", _margin, batches="all")  # type: ignore[arg-type]
+TASK_OF_A_TAKEN_NAME = LengthTask(name="held-out-nll")
+
 RAISES = Method("raises", "Always fails.", _raises, needs=frozenset({"generated", "reference"}))
 MARGIN = Method("margin", "The bare margin.", _margin, needs=frozenset({"generated", "reference"}))
 FORGETFUL = Method("forgetful", "Reads the reference without asking for it.", _forgetful)

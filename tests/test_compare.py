@@ -232,6 +232,103 @@ def test_greedy_self_generations_are_shared_by_all_seeds(command: Callable[..., 
     assert [label for label in executed if label.startswith("self-generate")] == ["self-generate from the start, greedy"]
 
 
+def test_budgets_that_differ_are_refused(command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call_quietly(command(set=[*SETTINGS, "sft.epochs=4"]), capsys)
+    assert code == 0
+    assert "refused" in out
+    # 36 demonstrations in batches of 32: 3 steps for 2 epochs, 5 for 4
+    assert "budget" in out
+    assert "5 steps of" in " ".join(out.split())
+
+
+def test_rounds_that_outnumber_the_steps_change_the_budget(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five rounds take a step each at least, although a tenth of an epoch is one step."""
+    settings = ["sft.epochs=0.1", "spin.epochs=0.1", "spin.rounds=5", "spin.max_new_tokens=4"]
+    _, out, _ = call_quietly(command(methods="sft,spin", set=settings), capsys)
+    assert "refused" in out
+
+
+def test_the_control_says_when_its_tokens_do_not_match(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["gsil-logistic.max_new_tokens=2", "sft-continued.max_new_tokens=60"]
+    _, out, _ = call_quietly(command(methods="sft-continued,gsil-logistic", set=settings), capsys)
+    assert "times the tokens of sft-continued" in " ".join(out.split())
+
+
+def test_a_limit_takes_the_first_demonstrations_of_every_task(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = "mini-gsm8k,mini-humaneval,mini-mt-bench"
+    words = command(demonstrations=None, tasks=tasks, limit=4, limit_demonstrations=30, dry_run=True, json=True)
+    _, out, _ = call_quietly(words, capsys)
+    assert json.loads(out)["inputs"]["demonstrations"]["rows"] == 30
+    config = resolve({"model": "mini", "tasks": tasks, "limit_demonstrations": "30"}, None, compare.RECIPES)
+    from gsil_bench.inputs import read_inputs
+
+    data = read_inputs(config).demonstrations
+    kinds = [item.where.split("-")[0] for item in (*data.train, *data.held_out)]
+    assert len(set(kinds)) >= 2 or len({item.messages[0]["content"][:8] for item in data.train}) > 5
+
+
+def test_an_edited_loss_is_trained_again(
+    command: Callable[..., list[str]], tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss's own module, and a module of the user's that it imports."""
+    import importlib
+
+    (tmp_path / "edited_helper.py").write_text("SCALE = 1.0\n")
+    text = "from edited_helper import SCALE\nfrom gsil_bench.methods import Method\n\n\ndef loss(pair):\n"
+    (tmp_path / "edited.py").write_text(
+        text + "    return -SCALE * pair.policy_real_logps\n\n\nM = Method('edited', 's', loss)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert call(command(methods="edited:M")) == 0
+    executed.clear()
+    assert call(command(methods="edited:M")) == 0
+    assert executed == []
+    (tmp_path / "edited_helper.py").write_text("SCALE = 1.01\n")
+    for name in ("edited_helper", "edited"):
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, name)
+    assert call(command(methods="edited:M")) == 0
+    assert "train edited, seed 0" in executed
+
+
+def test_a_failed_cell_leaves_no_result_of_another_configuration(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "out" / "results" / "letters" / "sft-seed0.json"
+    assert call(command(methods="sft")) == 0
+    assert path.exists()
+    assert call(command(methods="sft", set=["sft.learning_rate=1e14"])) == 1
+    assert not path.exists()
+
+
+def test_damaged_artefacts_are_made_again(command: Callable[..., list[str]], tmp_path: Path, executed: list[str]) -> None:
+    assert call(command()) == 0
+    before = results(tmp_path / "out")
+    weights = next((tmp_path / "out" / "store" / "training").rglob("model.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    next((tmp_path / "out" / "store" / "answers").rglob("manifest.json")).write_text("[]")
+    executed.clear()
+    assert call(command()) == 0
+    assert any(label.startswith("train") for label in executed)
+    assert any(label.startswith("answer") for label in executed)
+    assert results(tmp_path / "out") == before
+
+
+def test_a_terminal_without_unicode_does_not_lose_the_table(command: Callable[..., list[str]]) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run(
+        [sys.executable, "-m", "gsil_bench.compare", *command(methods="sft")], capture_output=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"held-out-nll" in done.stdout
+
+
 # ---- interruptions ----------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +406,15 @@ BAD = {
     "method is no method": ({"methods": "support:NOT_A_METHOD"}, "is a int, not a gsil_bench.methods.Method"),
     "method's module": ({"methods": "no_such_module:X"}, "cannot be loaded"),
     "method's name is a path": ({"methods": "support:BAD_NAME"}, "letters, digits"),
+    "loss that is a closure": ({"methods": "support:CLOSURE"}, "must be a function defined at the top of a module"),
+    "loss that is a lambda": ({"methods": "support:LAMBDA"}, "must be a function defined at the top of a module"),
+    "need that there is not": ({"methods": "support:MISSPELT"}, "'refrence': did you mean 'reference'?"),
+    "batches that there are not": ({"methods": "support:ODD_BATCHES"}, "unknown value in batches"),
+    "no rejected answers": ({"methods": "support:PREFERS"}, "needs preference data: 36 of 36 demonstrations have no"),
+    "task of a taken name": ({"tasks": "support:TASK_OF_A_TAKEN_NAME"}, "the name of the column of the held-out loss"),
+    "field without file": ({"demonstrations": None, "tasks": "mini-gsm8k", "field": "prompt=q"}, "--field: names the fields"),
+    "empty out": ({"out": ""}, "--out: is empty"),
+    "opponent": ({"methods": "spin", "set": "spin.opponent=nobody"}, "must be initial or previous"),
     "code without consent": ({"tasks": "support:WANTS_CODE"}, "--allow-code-execution"),
     "limit": ({"limit": "none"}, "--limit: expected a whole number of at least 1"),
     "seeds": ({"seeds": "a"}, "--seeds: expected int values"),

@@ -38,7 +38,7 @@ def test_the_written_configuration_is_a_recipe_that_gives_the_same(tmp_path: Pat
 
 def test_settings_and_fields_of_the_command_line() -> None:
     assert parse_settings(["a.scale=0.5", "a.rounds=2", "lab.mod:M.beta=1e-3"]) == {
-        "a": {"scale": 0.5, "rounds": 2},
+        "a": {"scale": "0.5", "rounds": "2"},
         "lab.mod:M": {"beta": "1e-3"},
     }
     assert parse_fields(["prompt=question", "completion=answer"]) == {"prompt": "question", "completion": "answer"}
@@ -60,6 +60,11 @@ def test_malformed_settings(assignment: str) -> None:
         ("limit: 0", "limit: expected a whole number of at least 1, found 0"),
         ("limit: true", "expected a whole number"),
         ("seeds: [0, x]", "seeds: expected int values separated by commas"),
+        ("seeds: [1.9]", "seeds: expected int values"),
+        ("seeds: [true]", "seeds: expected int values"),
+        ("out:", "out: has no value"),
+        ("out: ''", "out: is empty"),
+        ("limit: ²", "expected a whole number"),
         ("seeds: [-1]", "-1 is negative"),
         ("methods: ''", "methods: is empty"),
         ("drop_long: 3", "drop_long: expected true or false, found 3"),

@@ -94,7 +94,28 @@ def test_a_stopped_run_resumes_bit_for_bit(tiny_model: Path, tmp_path: Path, nam
     assert (work / loop.METRICS).read_text() == (tmp_path / "whole" / loop.METRICS).read_text()
     assert facts["steps"] == 6
     assert facts["tokens"] == sum(len(item) for step in steps for tree in step for item in tree.sequences())
-    assert not (work / loop.STATE).exists()
+
+
+def test_a_damaged_state_starts_the_round_again(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    steps = list(ShuffledSteps(make_trees(tiny_model), 8, 2, (1, 0)))
+    whole = weights_after(tiny_model, settings_for("sft"), steps, tmp_path / "whole")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / loop.STATE).write_text("junk")
+    assert torch.equal(weights_after(tiny_model, settings_for("sft"), steps, tmp_path / "damaged"), whole)
+    assert "the round starts again" in caplog.text
+
+
+def test_divergence_is_a_failure_even_in_the_last_step(tiny_model: Path, tmp_path: Path) -> None:
+    steps = list(ShuffledSteps(make_trees(tiny_model), 8, 3, (1, 0)))
+    with pytest.raises(loop.TrainingError, match="training diverged"):
+        weights_after(tiny_model, settings_for("sft", learning_rate=1e14), steps, tmp_path / "run")
+
+
+def test_a_reference_without_generated_answers_is_checked_at_step_zero(tiny_model: Path, tmp_path: Path) -> None:
+    trees = [tree.demonstration_only() for tree in make_trees(tiny_model)]
+    method = dataclasses.replace(support.FORGETFUL, needs=frozenset({"reference"}))
+    facts = loop.train(load_model(tiny_model), method, loop.Schedule([trees], 1e-4), tmp_path)
+    assert facts["step_zero"] <= 1e-3
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -118,3 +118,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another folder with --out"):
         Store(tmp_path / "file" / "store").build("kind", "f", {}, writes("x", []))  # type: ignore[arg-type]
+
+
+def test_leftovers_of_a_kill_are_not_part_of_the_content(tmp_path: Path) -> None:
+    clean = Store(tmp_path / "clean").build("kind", "f", {}, writes("x", []))  # type: ignore[arg-type]
+    partial = tmp_path / "dirty" / "partial" / "kind-f"
+    partial.mkdir(parents=True)
+    for name in (".file.txt.99", "state.pt.new", "completions.ordered"):
+        (partial / name).write_text("half")
+    assert Store(tmp_path / "dirty").build("kind", "f", {}, writes("x", [])).content == clean.content  # type: ignore[arg-type]
+
+
+def test_waiting_for_another_process_can_be_given_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def inner(folder: Path) -> Produced:
+        def give_up() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path).build("kind", "f", {}, writes("x", []), poll=give_up)  # type: ignore[arg-type]
+        return Produced()
+
+    store.build("kind", "f", {}, inner)

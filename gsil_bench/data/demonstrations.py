@@ -114,7 +114,7 @@ def split_held_out(
     """(to train on, held out), each in the given order.
 
     Chosen by a hash of the prompt: a prompt's answers are on one side, and a further demonstration moves few others.
-    Fewer than 10 demonstrations, or a single prompt: none are held out.
+    None are held out of fewer than 10 demonstrations, of a single prompt, or where every prompt has more answers than wanted.
     """
     groups: dict[str, int] = {}
     prompts = [digest([dict(message) for message in demonstration.messages]) for demonstration in demonstrations]
@@ -128,7 +128,6 @@ def split_held_out(
         if groups[prompt] <= wanted:
             held_out.add(prompt)
             wanted -= groups[prompt]
-    held_out = held_out or {min(sorted(groups), key=groups.__getitem__)}  # every prompt has more answers than wanted
     sides = list(zip(demonstrations, (prompt in held_out for prompt in prompts), strict=True))
     return [one for one, held in sides if not held], [one for one, held in sides if held]
 
@@ -190,7 +189,9 @@ def _rows(source: str, data_dir: Path | None) -> Iterator[tuple[str, Any]]:
             return
         raise _missing(source, _places(source, data_dir)[-1])
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        files = sorted(
+            file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(".")
+        )
         if not files:
             raise UserError(f"{source}: no {', '.join(SUFFIXES)} files in this folder")
     else:

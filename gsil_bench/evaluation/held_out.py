@@ -5,7 +5,7 @@ The one number that shows displacement: a pairwise loss can push self-generation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,21 @@ METRIC = "nll"
 
 
 def score_held_out(
-    model: PreTrainedModel, ids: Sequence[str], sequences: Sequence[Encoded], tokens: int, folder: Path
+    model: PreTrainedModel,
+    ids: Sequence[str],
+    sequences: Sequence[Encoded],
+    tokens: int,
+    folder: Path,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> list[ItemScore]:
-    """Mean −log π per scored token (nats) of each held-out demonstration, one line each; lower is better."""
-    logps = completion_logps(model, sequences, tokens)
+    """Mean −log π per scored token (nats) of each held-out demonstration, one line each; lower is better.
+
+    Raises:
+        ArithmeticError: a log-prob is not finite; the training that made this model diverged.
+    """
+    logps = completion_logps(model, sequences, tokens, advance)
+    if not all(bool(logp.isfinite().all()) for logp in logps):
+        raise ArithmeticError("the model's log-probs are not finite; its training diverged, a lower learning rate may help")
     scores = [ItemScore(id_, float(-logp.double().mean()), f"{len(logp)} tokens") for id_, logp in zip(ids, logps, strict=True)]
     write_jsonl(folder / FILE, scores)
     return scores

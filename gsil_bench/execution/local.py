@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gsil_bench.errors import UserError
+from gsil_bench.errors import StoreError
 from gsil_bench.estimate import Speeds
 from gsil_bench.interrupt import Interrupts
 from gsil_bench.plan import Cell, Plan, Stage
@@ -47,13 +47,15 @@ class LocalRun:
     interrupts: Interrupts
     failures: Path
     outcome: Outcome = field(default_factory=Outcome)
+    made_here: set[str] = field(default_factory=set)
+    """Keys of the stages that this process ran."""
 
     def execute(self, plan: Plan, finished: Callable[[Cell, Outcome], None]) -> Outcome:
         """Make every stage that is not there yet; `finished` is called with each cell as soon as its scores exist.
 
         Raises:
             KeyboardInterrupt: a signal came; what was done is kept.
-            UserError: the store cannot be written.
+            StoreError: the store cannot be written.
         """
         watch, waiting = Stopwatch(), list(plan.cells)
         total, number = sum(stage.given is None for stage in plan.stages), 0
@@ -65,10 +67,10 @@ class LocalRun:
                 waiting.remove(cell)
                 finished(cell, self.outcome)
         done = len(self.outcome.executed)
-        what = (
-            f"{done} of {total} stages run in {seconds_text(watch.seconds)}" if done else "nothing to do: every stage was there"
-        )
-        self.reporter.line(what)
+        if done or self.outcome.failed:
+            self.reporter.line(f"{done} of {total} stages run in {seconds_text(watch.seconds)}")
+        else:
+            self.reporter.line("nothing to do: every stage was there")
         return self.outcome
 
     def _make(self, stage: Stage, number: str) -> None:
@@ -85,12 +87,14 @@ class LocalRun:
         watch = Stopwatch()
         try:
             made = self._build(stage)
-        except (KeyboardInterrupt, UserError):
+        except (KeyboardInterrupt, StoreError):
             raise
         except Exception as error:  # whatever a stage raises must not take the other cells with it
             self._failed(stage, number, error)
             return
         outcome.made[stage.key] = made
+        if stage.key not in self.made_here:  # another process was faster
+            return
         outcome.executed.append(stage.label)
         Speeds.of(self.store).observe(stage, self.resources.inputs.model.parameters, watch.seconds)
         self.reporter.line(f"{number} {stage.label}  {seconds_text(watch.seconds)}{_remark(made)}")
@@ -106,6 +110,7 @@ class LocalRun:
             def make(folder: Path) -> Produced:
                 if stage.run is None:
                     raise RuntimeError(f"{stage.label} can be neither found nor made")
+                self.made_here.add(stage.key)
                 return stage.run(Workspace(folder, needs, self.resources))
 
             self.resources.advance = advance
@@ -115,6 +120,7 @@ class LocalRun:
                 {**stage.inputs, "needs": {name: artefact.content for name, artefact in needs.items()}},
                 make,
                 waiting=lambda: self.reporter.line(f"another process is making: {stage.label}; waiting for it"),
+                poll=self.interrupts.check,
             )
 
     def _failed(self, stage: Stage, number: str, error: Exception) -> None:

@@ -149,6 +149,8 @@ def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         logits: (rows, vocabulary) fp32.
         uniform: (rows,) fp64 in [0, 1).
     """
+    if bool(logits.isnan().any()):
+        raise ArithmeticError("the model's logits are not numbers; its training diverged, a lower learning rate may help")
     if sampling.temperature == 0:
         return logits.argmax(1)
     probabilities = torch.softmax(logits.double() / sampling.temperature, dim=1)

@@ -118,10 +118,11 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 def context_length(folder: Path) -> int:
     """Tokens that the model can attend to, prompt and answer together."""
-    config = model_config(folder)
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
+    whole = model_config(folder)
+    for config in (whole, whole.get("text_config", {})):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
+            if isinstance(config.get(key), int):
+                return int(config[key])
     raise UserError(f"{folder}/config.json states no context length (max_position_embeddings)")
 
 

@@ -7,7 +7,7 @@ fp64 model) from the logits of scored positions only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,13 +68,19 @@ def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def completion_logps(model: PreTrainedModel, sequences: Sequence[Encoded], tokens: int = 8192) -> list[Tensor]:
+def completion_logps(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+    tokens: int = 8192,
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[Tensor]:
     """Per-token log-probs of every sequence's completion, on the CPU, in the given order.
 
     Args:
         model: policy or reference; its dtype decides the precision of the forward pass.
         sequences: a prompt may not be empty (the first token of a text has no log-prob).
         tokens: padded tokens per forward pass.
+        advance: called with the number of sequences that a pass added; may raise to stop.
     """
     results: list[Tensor] = [torch.empty(0)] * len(sequences)
     for group in micro_batches([len(sequence) for sequence in sequences], tokens):
@@ -83,4 +89,5 @@ def completion_logps(model: PreTrainedModel, sequences: Sequence[Encoded], token
         for row, index in enumerate(group):
             start = len(sequences[index].prompt_ids)
             results[index] = logps[row, start : len(sequences[index])].clone()
+        advance(len(group))
     return results

@@ -112,6 +112,7 @@ def _row(cell: Cell, column: Column, control: str) -> dict[str, Value]:
         "errors": cell.counts.get("errors"),
         "steps": cell.cost.get("steps"),
         "tokens": cell.cost.get("tokens"),
+        "scored_tokens": cell.cost.get("scored_tokens"),
         "seconds": cell.cost.get("seconds"),
         "reason": "; ".join(dict.fromkeys([*(each.reason for each in cell.failures), *cell.against.refused])),
     }

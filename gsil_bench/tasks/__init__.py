@@ -32,7 +32,7 @@ def load_task(name: str) -> Task:
     module, _, attribute = target.partition(":")
     try:
         task = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise UserError(f"task {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise UserError(f"task {name!r}: {target} is not a Task (see gsil_bench/tasks/task.py)")

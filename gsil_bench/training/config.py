@@ -95,5 +95,5 @@ def as_type_of(default: object, value: object, where: str) -> Any:
             raise ValueError
         return int(number) if kind is int else number
     except ValueError:
-        article = "a whole number" if kind is int else "a number"
+        article = {int: "a whole number", float: "a number"}.get(kind, "a text")
         raise UserError(f"{where}={value}: expected {article}, such as {default}") from None

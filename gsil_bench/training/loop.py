@@ -9,6 +9,7 @@ uninterrupted one exactly.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -29,9 +30,14 @@ from gsil_bench.training.config import TrainConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 STATE = "state.pt"
 METRICS = "metrics.jsonl"
 SAVE_EVERY_SECONDS = 30.0
+SAVING_SHARE = 20.0
+"""A save is followed by at least so many times its own duration of training: large models are not saved all the time."""
+DIVERGED = "training diverged, a lower learning rate may help"
 STEP_ZERO_TOLERANCE = 1e-3
 """Nats per sequence: a step-0 log-ratio is wrong when it exceeds both this and ten times the measured noise floor."""
 
@@ -58,7 +64,8 @@ def train(
     advance: Callable[[int], None] = lambda done: None,
     save_every_seconds: float = SAVE_EVERY_SECONDS,
 ) -> dict[str, Any]:
-    """Train the model in place for one round; `folder` keeps metrics and, until the round is done, the state to resume from.
+    """Train the model in place for one round; `folder` keeps metrics and the state to resume from, which the caller removes when
+    the weights are safe.
 
     Args:
         model: the round's starting point, in eval mode: dropout stays off, policy and reference must agree.
@@ -84,6 +91,8 @@ def train(
             group["lr"] = learning_rate(config, step, len(schedule.steps))
         metrics = _accumulate(model, method, config, trees, step)
         metrics["grad_norm"] = _clip(model, config.max_grad_norm)
+        if not math.isfinite(metrics["grad_norm"]):
+            raise TrainingError(f"the gradient is not finite at step {step + 1}; {DIVERGED}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         facts["tokens"] += sum(len(sequence) for tree in trees for sequence in tree.sequences())
@@ -95,9 +104,12 @@ def train(
             _save(model, optimizer, folder, step + 1, facts)
             raise
         if time.monotonic() - saved_at > save_every_seconds:
+            started = time.monotonic()
             _save(model, optimizer, folder, step + 1, facts)
             saved_at = time.monotonic()
-    (folder / STATE).unlink(missing_ok=True)
+            save_every_seconds = max(save_every_seconds, SAVING_SHARE * (saved_at - started))
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise TrainingError(f"weights are not finite after the last step; {DIVERGED}")
     return {**facts, "steps": len(schedule.steps)}
 
 
@@ -169,9 +181,8 @@ def _losses(method: Method, pair: PairLogProbs, step: int) -> Tensor:
         )
     if not torch.isfinite(losses).all():
         needs = ", ".join(sorted(method.needs)) or "nothing"
-        raise TrainingError(
-            f"the loss is not finite at step {step + 1}; it declares that it needs {needs}: is something missing?"
-        )
+        why = f"it declares that it needs {needs}: is something missing?" if step == 0 else DIVERGED
+        raise TrainingError(f"the loss is not finite at step {step + 1}; {why}")
     return losses
 
 
@@ -197,7 +208,9 @@ def _step_zero(model: PreTrainedModel, method: Method, schedule: Schedule, confi
     if schedule.noise_floor is None or "reference" not in method.needs or not len(schedule.steps):
         return None
     pairs = [pair_logps(model, group) for group in tree_batches(next(iter(schedule.steps)), config.micro_batch_tokens)]
-    ratios = torch.cat([torch.cat([pair.real_log_ratios, pair.generated_log_ratios]) for pair in pairs])
+    ratios = torch.cat([pair.real_log_ratios for pair in pairs])
+    if not pairs[0].generated_tokens.isnan().all():  # a method may compare its demonstrations alone with the reference
+        ratios = torch.cat([ratios, *(pair.generated_log_ratios for pair in pairs)])
     worst = float(ratios.abs().max())
     if not worst <= max(STEP_ZERO_TOLERANCE, 10 * schedule.noise_floor):
         raise TrainingError(
@@ -231,9 +244,15 @@ def _resume(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Pa
     if not path.exists():
         metrics.unlink(missing_ok=True)
         return 0, {}
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: state["step"]]
+        step, facts = int(state["step"]), dict(state["facts"])
+    except Exception as error:  # whatever a damaged file makes the reader raise, the round starts again
+        logger.warning("%s cannot be read (%s); the round starts again", path, type(error).__name__)
+        path.unlink()
+        return _resume(model, optimizer, folder)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: state["step"]]
     metrics.write_text("".join(lines), encoding="utf-8")
-    return int(state["step"]), state["facts"]
+    return step, facts

@@ -6,7 +6,7 @@ change of a sequence's log-prob when its neighbours change, is measured at the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,19 @@ FLOOR_SAMPLE = 32
 Logps = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
-def write_reference(model: PreTrainedModel, sequences: Sequence[Encoded], tokens: int, folder: Path) -> float:
+def write_reference(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+    tokens: int,
+    folder: Path,
+    advance: Callable[[int], None] = lambda done: None,
+) -> float:
     """Compute and keep the log-probs of every completion; returns the noise floor in nats per sequence.
 
     Args:
         tokens: padded tokens per forward pass.
     """
-    logps = completion_logps(model, sequences, tokens)
+    logps = completion_logps(model, sequences, tokens, advance)
     flat = np.concatenate([item.numpy() for item in logps]).astype(np.float32)
     lengths = np.array([len(item) for item in logps], dtype=np.int64)
     save_file({"logps": flat, "lengths": lengths}, folder / FILE)
