@@ -1,6 +1,6 @@
 """The embedded model leaves room in both directions on every mini task: a start near 0 or 100 % could not tell methods apart.
 
-Its scores are published as between 30 and 70 %. A sample of 100 items has a standard error of 5 points, hence the wider bounds here.
+Its scores are published as between 30 and 70 %. 100 items have a standard error of 5 points, hence the wider bounds here.
 """
 
 from __future__ import annotations
