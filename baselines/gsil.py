@@ -22,7 +22,8 @@ How this differs from the paper and its code (https://github.com/tengxiao1/GSIL)
    under another template, for which the optimum above does not hold.
 3. An answer that was cut at the token limit gets no end token. The code appends one to both sides, and the ratio
    learns that.
-4. Exponentials go on along their tangent above e^20 (docs/decisions/0002-guarded-exponentials.md). The code's overflow.
+4. Exponentials go on along their tangent above an exponent of 20, LSIF's above a log-ratio of 10
+   (docs/decisions/0002-guarded-exponentials.md). The code's overflow.
 5. AdamW instead of RMSprop, and the learning rates below; theirs is 5e-7 for a model of 7 billion parameters.
 6. `gsil-exponential` is the textbook's and not in the code. At scale 0.5 its optimum is p_data, at scale 1 halfway.
 7. One round, as their scripts; `--set gsil-logistic.rounds=2` plays on from the policy of the round before.

@@ -66,6 +66,9 @@ def _print_methods() -> int:
             ", ".join(f"{key}={value:g}" for key, value in method.settings.items()) or "-",
         )
     _console().print(table)
+    for method in map(load_method, baseline_methods()):
+        if method.paper:
+            print(f"{method.name}: {method.paper}")
     print("\nChange a setting with --set METHOD.SETTING=VALUE; use your own method with --methods module:ATTRIBUTE.")
     return 0
 

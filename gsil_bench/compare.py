@@ -160,7 +160,7 @@ def compare(
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged recipe; flags override it.")] = None,
     control: Annotated[
-        str | None, typer.Option(help="Method that differences are taken from. [sft-continued, or the first]")
+        str | None, typer.Option(help="Method that differences are taken from. [sft-continued, or the first that trains]")
     ] = None,
     no_start: Annotated[bool, typer.Option("--no-start", help="Leave out the row of the untrained model.")] = False,
     chat_template: Annotated[str | None, typer.Option(help="Jinja file or plain, for a tokenizer without one.")] = None,

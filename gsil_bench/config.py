@@ -89,6 +89,9 @@ def resolve(flags: Mapping[str, Any], recipe: str | None, recipes: Path) -> Conf
     layers = [base, asked, {key: _typed(key, value, f"--{key.replace('_', '-')}") for key, value in flags.items()}]
     merged: dict[str, Any] = {}
     for layer in layers:
+        for method in merged.get("set", {}):  # what a higher layer says of all methods counts for each of them
+            kept = {key: value for key, value in merged["set"][method].items() if key not in layer.get("training", {})}
+            merged["set"] = {**merged["set"], method: kept}
         for key, value in layer.items():
             merged[key] = _merge(merged.get(key), value) if key in MAPPINGS else value
     return Config(**merged)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gsil_bench.inputs import Model
 from gsil_bench.plan import Plan, Stage
 from gsil_bench.records import write_atomically
 from gsil_bench.store import Artefact, Store
@@ -39,21 +40,25 @@ class Speeds:
             seen = {}  # an estimate may start afresh; nothing else depends on this file
         return Speeds(path, seen)
 
-    def observe(self, stage: Stage, parameters: int, seconds: float) -> None:
+    def observe(self, stage: Stage, model: Model, seconds: float) -> None:
         """Remember how fast a stage was."""
         if stage.tokens > 0 and seconds > 0:
-            self.seen[f"{stage.kind}/{parameters}"] = round(stage.tokens / seconds, 1)
+            self.seen[_name(stage, model)] = round(stage.tokens / seconds, 1)
             with suppress(OSError):  # only an estimate
                 write_atomically(self.path, json.dumps(self.seen, indent=1, sort_keys=True) + "\n")
 
-    def seconds(self, stage: Stage, parameters: int, device: str) -> float:
+    def seconds(self, stage: Stage, model: Model) -> float:
         """Expected duration of a stage."""
         if stage.kind == "scores":
             return SECONDS_PER_SCORING
         if stage.tokens == 0:
             return SECONDS_PER_STAGE
-        speed = self.seen.get(f"{stage.kind}/{parameters}") or _guess(stage.kind, parameters, device)
+        speed = self.seen.get(_name(stage, model)) or _guess(stage.kind, model.parameters, model.device)
         return SECONDS_PER_STAGE + stage.tokens / speed
+
+
+def _name(stage: Stage, model: Model) -> str:
+    return f"{stage.kind}/{model.parameters}/{model.device}"
 
 
 def _guess(kind: str, parameters: int, device: str) -> float:
@@ -87,6 +92,6 @@ def forecast(plan: Plan, store: Store) -> list[StageForecast]:
         if found is not None:
             made[stage.key] = found
         if stage.given is None:
-            seconds = 0.0 if found else speeds.seconds(stage, model.parameters, model.device)
+            seconds = 0.0 if found else speeds.seconds(stage, model)
             forecasts.append(StageForecast(stage, found is not None, seconds))
     return forecasts

@@ -147,10 +147,11 @@ def check_writable(folder: Path) -> None:
 
 def resolve_methods(config: Config) -> tuple[Method, ...]:
     """The methods by their names, with the settings of recipe and flags."""
+    loaded = [(typed, load_method(typed)) for typed in config.methods]
+    if config.start and all(method.trains for _, method in loaded):
+        loaded.insert(0, (STARTING_MODEL, load_method(STARTING_MODEL)))
     methods = []
-    untrained = (STARTING_MODEL,) if config.start and STARTING_MODEL not in config.methods else ()
-    for typed in (*untrained, *config.methods):
-        method = load_method(typed)
+    for typed, method in loaded:
         if not NAME.fullmatch(method.name):
             raise UserError(f"method {typed!r} is named {method.name!r}: letters, digits, '.', '_' and '-' only (64 at most)")
         changes = {**config.set.get(method.name, {}), **config.set.get(typed, {})}
@@ -192,7 +193,9 @@ def _tasks(config: Config, data_dir: Path | None) -> tuple[TaskInput, ...]:
         if task.name == held_out.NAME:
             raise UserError(f"task {name!r} is named {task.name!r}, the name of the column of the held-out loss")
         if task.runs_code and not config.allow_code_execution:
-            raise UserError(f"task {task.name} runs generated code: read docs on the sandbox, then pass --allow-code-execution")
+            raise UserError(
+                f"task {task.name} runs generated code: read gsil_bench/tasks/sandbox.py, then pass --allow-code-execution"
+            )
         items = tuple(task.items(split, data_dir))[: config.limit]
         tasks.append(TaskInput(task, items))
     return tuple(tasks)

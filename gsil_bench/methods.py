@@ -221,3 +221,10 @@ def _check_record(method: Method) -> None:
         raise UserError(
             f"{what}: its loss must be a function defined at the top of a module; what it varies belongs into settings"
         )
+    try:
+        inspect.signature(loss).bind(None, **method.settings)
+    except TypeError as error:
+        raise UserError(f"{what}: its settings do not fit its loss: {error}") from error
+    taken = {*dataclasses.asdict(method.protocol), *TrainConfig.defaults()} & set(method.settings)
+    if taken:
+        raise UserError(f"{what}: its setting {min(taken)!r} has the name of a field of the protocol or of the training")

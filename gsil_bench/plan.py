@@ -21,6 +21,7 @@ from gsil_bench.records import digest
 from gsil_bench.source import source_sha256
 from gsil_bench.stages import VERSIONS, Workspace
 from gsil_bench.store import Artefact, Produced
+from gsil_bench.tasks.task import Task
 from gsil_bench.training.batches import steps_of_round
 from gsil_bench.training.config import TrainConfig
 
@@ -86,15 +87,21 @@ class Plan:
         """Every stage once, each after those it needs."""
         ordered: dict[str, Stage] = {}
         for cell in self.cells:
-            for stage in _with_needs(cell.scores):
-                ordered.setdefault(stage.key, stage)
+            if CANARIES in cell.scores.needs:
+                _add_with_needs(cell.scores.needs[CANARIES], ordered)
+        for cell in self.cells:
+            _add_with_needs(cell.scores, ordered)
         return list(ordered.values())
 
 
-def _with_needs(stage: Stage) -> Iterator[Stage]:
-    for need in stage.needs.values():
-        yield from _with_needs(need)
-    yield stage
+CANARIES = "canaries"
+
+
+def _add_with_needs(stage: Stage, ordered: dict[str, Stage]) -> None:
+    if stage.key not in ordered:
+        for need in stage.needs.values():
+            _add_with_needs(need, ordered)
+        ordered[stage.key] = stage
 
 
 @dataclass
@@ -257,8 +264,8 @@ class Planner:
         scores = self._stage(
             "scores",
             f"score {name} of {_policy_name(policy)}",
-            {**items, "version": task.task.version, "source": source_sha256(type(task.task).__module__)},
-            {"answers": answers},
+            {**items, "version": task.task.version, "scorer": _scorer(task.task)},
+            {"answers": answers, CANARIES: self._canaries(task)},
             partial(stages.score_task, task=task),
         )
         return Cell(
@@ -278,6 +285,12 @@ class Planner:
                 "items": task.content,
             },
         )
+
+    def _canaries(self, task: TaskInput) -> Stage:
+        """Whether a task's scorer can be trusted; planned first, so that a broken one is found before anything is trained."""
+        inputs = {"task": task.task.name, "items": task.content, "version": task.task.version, "scorer": _scorer(task.task)}
+        run = partial(stages.check_scorer, task=task)
+        return self._stage("canaries", f"canaries of {task.task.name}", inputs, {}, run)
 
     def _held_out_cell(self, method: Method, seed: int, policy: Stage, trained: tuple[Stage, ...]) -> Cell:
         data = self.data.demonstrations
@@ -318,6 +331,13 @@ class Planner:
     @cached_property
     def _train_tokens(self) -> int:
         return sum(len(encoded) for encoded in self.data.demonstrations.train_encoded)
+
+
+def _scorer(task: Task) -> dict[str, Any]:
+    """What gives a task's scores: the source of its class and of its parts (a judge), and the judge's identity."""
+    parts = [task, *(vars(task).values() if hasattr(task, "__dict__") else ())]
+    modules = sorted({type(part).__module__ for part in parts} - {"builtins"})
+    return {"source": source_sha256(*modules), "judge": getattr(getattr(task, "judge", None), "identity", None)}
 
 
 def _policy_name(policy: Stage) -> str:

@@ -49,7 +49,7 @@ def read_result(path: Path) -> CellResult | None:
     """The result in a file, or None if there is none that this version can read."""
     try:
         return result_from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -78,15 +78,17 @@ def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprin
 
 def budget_notes(plan: Plan, results: Sequence[CellResult]) -> list[str]:
     """Where the control that is matched to the pairwise methods' tokens was trained on another number of them after all."""
-    tokens = {result.method: result.cost["scored_tokens"] for result in results if result.cost["scored_tokens"]}
-    methods = {method.name: method for method in plan.inputs.methods}
-    control = plan.inputs.control
-    if methods[control].batches != "matched-demonstrations" or control not in tokens:
+    methods, control = {method.name: method for method in plan.inputs.methods}, plan.inputs.control
+    if methods[control].batches != "matched-demonstrations":
         return []
-    pairwise = [name for name in tokens if "generated" in methods[name].needs and name != control]
-    ratios = {name: tokens[name] / tokens[control] for name in pairwise}
+    tokens = {(result.method, result.seed): result.cost["scored_tokens"] for result in results}
+    ratios: dict[str, float] = {}
+    for (name, seed), count in tokens.items():
+        if name != control and "generated" in methods[name].needs and tokens.get((control, seed)):
+            ratio = count / tokens[control, seed]
+            ratios[name] = max(ratios.get(name, 1.0), ratio, key=lambda value: abs(value - 1))
     return [
-        f"{name} was trained on {ratio:.2f} times the tokens of {control}: their self-generations differ"
+        f"{name} was trained on {ratio:.2f} times the tokens of {control}"
         for name, ratio in ratios.items()
         if abs(ratio - 1) > TOKENS_TOLERANCE
     ]

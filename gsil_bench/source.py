@@ -9,40 +9,49 @@ import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
 INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
 SUITE = Path(__file__).parent
-"""Our own modules below a loss (records, errors) are covered by the stages' version numbers."""
 
 
-def source_sha256(module_name: str) -> str:
-    """Digest of a module's source and of the user's modules that it imports, directly or through each other."""
+def source_sha256(*module_names: str) -> str:
+    """Digest of modules' sources and of the user's modules that they import, directly or through each other.
+
+    Imports are found in the text and located without regard to what happens to be loaded, so the digest does not change while a
+    process runs. Installed packages are left out: after an upgrade of a plug-in, start with a fresh OUT.
+    """
     sources: dict[str, str] = {}
-    _collect(module_name, sources)
+    for name in module_names:
+        _collect(name, sources)
     return hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in sorted(sources.items())).encode()).hexdigest()
 
 
 def _collect(name: str, sources: dict[str, str]) -> None:
-    module = sys.modules.get(name)
-    path = _file(module) if module is not None else None
-    if name in sources or module is None or path is None:
+    path = _file(name)
+    if name in sources or path is None:
         return
     sources[name] = path.read_text(encoding="utf-8")
-    for imported in _imports(sources[name], module.__package__ or ""):
-        other = _file(sys.modules[imported]) if imported in sys.modules else None
-        if other is not None and not _is_foreign(other):
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for imported in _imports(sources[name], package):
+        if not _is_foreign(_file(imported.partition(".")[0])) and not _is_foreign(_file(imported)):
             _collect(imported, sources)
 
 
-def _file(module: ModuleType) -> Path | None:
-    file = getattr(module, "__file__", None)
+def _file(name: str) -> Path | None:
+    """The source of a module, loaded or not; None for what is no module, or has no source."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None and name not in sys.modules:
+        try:
+            spec = importlib.util.find_spec(name)
+        except Exception:  # looking for a submodule imports its package, which may raise anything
+            return None
+        file = spec.origin if spec is not None else None
     return Path(file) if file and file.endswith(".py") else None
 
 
-def _is_foreign(path: Path) -> bool:
-    """Installed packages and this suite change with versions that are recorded elsewhere."""
-    return str(path).startswith(INSTALLED) or SUITE in path.parents
+def _is_foreign(path: Path | None) -> bool:
+    """Installed packages, and this suite: its own modules are covered by the stages' version numbers."""
+    return path is None or str(path).startswith(INSTALLED) or SUITE in path.parents
 
 
 @lru_cache

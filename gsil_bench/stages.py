@@ -38,6 +38,7 @@ FORWARD_TOKENS = 8192
 """Padded tokens per forward pass without gradients."""
 
 VERSIONS = {
+    "canaries": 1,
     "demonstrations": 1,
     "generations": 1,
     "reference": 1,
@@ -55,7 +56,8 @@ class Resources:
 
     inputs: Inputs
     advance: Callable[[int], None] = lambda done: None
-    """Called with units of work done, at points where everything is on disk; may raise KeyboardInterrupt."""
+    """Called with units of work done; may raise KeyboardInterrupt. Generation, answers and training have saved what they did by
+    then; log-probs, a single pass over the data, start again."""
     scoring: ScoringResources = field(default_factory=ScoringResources)
     _loaded: tuple[str, PreTrainedModel] | None = None
 
@@ -105,7 +107,6 @@ def self_generate(work: Workspace, sampling: Sampling) -> Produced:
     engine = work.resources.engine(work.needs["policy"])
     path = work.folder / "completions.jsonl"
     completions = complete_all(engine, requests, sampling, path, work.resources.advance)
-    path.unlink()
     generations = [Generation(item.id, item.tokens, item.text, item.finish_reason) for item in completions]
     write_jsonl(work.folder / "generations.jsonl", generations)
     return Produced(
@@ -117,7 +118,8 @@ def self_generate(work: Workspace, sampling: Sampling) -> Produced:
                 item.tokens == encoded.completion_ids
                 for item, encoded in zip(generations, demonstrations.train_encoded, strict=True)
             ),
-        }
+        },
+        temporary=(path.name,),
     )
 
 
@@ -157,13 +159,13 @@ def train_round(
     trees = build_trees(work, method)
     pairs = ShuffledSteps(trees, batch_size, steps, (seed, round_index))
     schedule = MatchedDemonstrations(pairs) if method.batches == "matched-demonstrations" else pairs
-    floor = work.needs["real_reference"].facts["noise_floor"] if starts_at_reference and "real_reference" in work.needs else None
+    floors = [need.facts["noise_floor"] for name, need in work.needs.items() if "reference" in name]
+    floor = max(floors) if starts_at_reference and floors else None
     work.resources.release()
     model = checkpoint.load_model(work.needs["policy"].folder, inputs.model.device)
     facts = train(model, method, Schedule(schedule, floor), work.folder, work.resources.advance)
     content = checkpoint.save_model(model, inputs.model.chat.tokenizer, work.folder)
-    (work.folder / STATE).unlink(missing_ok=True)  # not before the weights are safe
-    return Produced({**facts, "noise_floor": floor}, content)
+    return Produced({**facts, "noise_floor": floor}, content, temporary=(STATE,))
 
 
 def build_trees(work: Workspace, method: Method) -> list[Tree]:
@@ -198,14 +200,18 @@ def answer_task(work: Workspace, task: TaskInput) -> Produced:
     chat = work.resources.inputs.model.chat
     engine = work.resources.engine(work.needs["policy"])
     given = answers.answer(engine, chat, task.items, task.task.protocol, work.folder, work.resources.advance)
-    for turn in work.folder.glob("turn-*.jsonl"):
-        turn.unlink()
-    return Produced({"answers": len(given), "tokens": sum(sum(item.tokens) for item in given)})
+    turns = tuple(sorted(path.name for path in work.folder.glob("turn-*.jsonl")))
+    return Produced({"answers": len(given), "tokens": sum(sum(item.tokens) for item in given)}, temporary=turns)
+
+
+def check_scorer(work: Workspace, task: TaskInput) -> Produced:
+    """Gold answers of a task must get full marks and empty ones none, or its scores would mean nothing."""
+    scoring.check_canaries(task.task, task.items, work.resources.scoring)
+    return Produced({"task": task.task.name})
 
 
 def score_task(work: Workspace, task: TaskInput) -> Produced:
     """Stage 6: scores of a checkpoint's answers; no model."""
-    scoring.check_canaries(task.task, task.items, work.resources.scoring)
     given = scoring.read_answers(work.needs["answers"].folder)
     scores, counts = scoring.score_answers(task.task, task.items, given, work.resources.scoring, work.folder)
     return Produced({"counts": counts, "unscored": sum(item.score is None for item in scores)})

@@ -48,6 +48,8 @@ class Produced:
     facts: Mapping[str, Any] = field(default_factory=dict)
     content: str | None = None
     """Digest of the content; None takes the digest of all files."""
+    temporary: tuple[str, ...] = ()
+    """Files that only an interrupted build needs: no part of the artefact, removed when it is safe."""
 
 
 class Store:
@@ -58,15 +60,7 @@ class Store:
 
     def lookup(self, kind: str, fingerprint: str) -> Artefact | None:
         """The finished artefact, or None. One whose files are missing or damaged counts as absent, so that it is built again."""
-        folder = self.root / kind / fingerprint
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            whole = all(_is_whole(folder / name, entry) for name, entry in manifest["files"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        if not whole:
-            return None
-        return Artefact(folder, manifest["content"], manifest["facts"], manifest["seconds"], fingerprint)
+        return _read(self.root / kind / fingerprint)
 
     def build(
         self,
@@ -92,6 +86,9 @@ class Store:
             if done is not None:
                 return done
             partial = self.root / "partial" / f"{kind}-{fingerprint}"
+            if _read(partial) is not None:  # killed between the manifest and the renaming
+                self._publish(partial, kind, fingerprint)
+                return self._finished(kind, fingerprint)
             partial.mkdir(parents=True, exist_ok=True)
             seconds_before = _read_seconds(partial)
             started = time.monotonic()
@@ -102,6 +99,9 @@ class Store:
                 write_atomically(partial / "seconds", str(seconds))
             (partial / "seconds").unlink()
             self._finish(partial, kind, fingerprint, inputs, produced, seconds)
+        return self._finished(kind, fingerprint)
+
+    def _finished(self, kind: str, fingerprint: str) -> Artefact:
         finished = self.lookup(kind, fingerprint)
         if finished is None:
             raise RuntimeError(f"{kind} {fingerprint} was written but cannot be read back from {self.root}")
@@ -116,7 +116,7 @@ class Store:
         files = {
             path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(partial.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path.name not in (MANIFEST, *produced.temporary)
         }
         manifest = {
             "kind": kind,
@@ -128,6 +128,11 @@ class Store:
             "seconds": round(seconds, 3),
         }
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        for name in produced.temporary:
+            (partial / name).unlink(missing_ok=True)
+        self._publish(partial, kind, fingerprint)
+
+    def _publish(self, partial: Path, kind: str, fingerprint: str) -> None:
         final = self.root / kind / fingerprint
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # damaged, or lookup would have found it
@@ -159,6 +164,17 @@ def _acquire(lock: FileLock, seconds: float) -> bool:
     except Timeout:
         return False
     return True
+
+
+def _read(folder: Path) -> Artefact | None:
+    """The artefact in a folder, or None if it has no manifest or is not what its manifest says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        whole = all(_is_whole(folder / name, entry) for name, entry in manifest["files"].items())
+        artefact = Artefact(folder, manifest["content"], manifest["facts"], manifest["seconds"], manifest["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return artefact if whole else None
 
 
 def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:

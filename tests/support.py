@@ -35,7 +35,16 @@ class LengthTask:
         return [Score(float(any(c.isalpha() for c in turns[-1])), turns[-1], {"has_text": bool(turns[-1])}) for turns in answers]
 
 
+@dataclasses.dataclass(frozen=True)
+class Blind(LengthTask):
+    """Gives everything full marks."""
+
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
+        return [Score(1.0, "fine") for _ in items]
+
+
 TASK = LengthTask()
+BLIND = Blind(name="blind")
 SAMPLED = LengthTask(name="letters-sampled", protocol=AnswerProtocol("letters/sampled-v1", 6, temperature=1.0, samples=2))
 TWO_TURNS = LengthTask(name="letters-twice", turns=2)
 WANTS_CODE = LengthTask(name="letters-code", runs_code=True)
@@ -66,6 +75,20 @@ MISSPELT = Method("misspelt", "A need that there is not.", _margin, needs=frozen
 PREFERS = Method("prefers", "Needs rejected answers.", _margin, needs=frozenset({"preferences", "reference"}))
 ODD_BATCHES = Method("odd", "Batches that there are not.", _margin, batches="all")  # type: ignore[arg-type]
 TASK_OF_A_TAKEN_NAME = LengthTask(name="held-out-nll")
+
+
+def _scaled(pair: PairLogProbs, scale: float) -> torch.Tensor:
+    return -scale * pair.policy_real_logps
+
+
+WRONG_SETTING = Method("wrong-setting", "A setting that the loss does not take.", _scaled, settings={"scal": 1.0})
+
+
+def _epochs(pair: PairLogProbs, epochs: float) -> torch.Tensor:
+    return -epochs * pair.policy_real_logps
+
+
+TAKEN_SETTING = Method("taken", "A setting named like a field.", _epochs, settings={"epochs": 1.0})
 
 RAISES = Method("raises", "Always fails.", _raises, needs=frozenset({"generated", "reference"}))
 MARGIN = Method("margin", "The bare margin.", _margin, needs=frozenset({"generated", "reference"}))

@@ -297,6 +297,22 @@ def test_an_edited_loss_is_trained_again(
     assert "train edited, seed 0" in executed
 
 
+def test_many_rounds_are_planned_at_once(command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call_quietly(command(methods="spin", set=["spin.rounds=40"], dry_run=True), capsys)
+    assert code == 0
+    assert out.count("train spin, seed 0, round") == 40
+
+
+def test_a_scorer_that_cannot_be_trusted_is_found_before_training(
+    command: Callable[..., list[str]], executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call_quietly(command(tasks="support:TASK,support:BLIND", methods="sft"), capsys)
+    assert code == 1
+    assert "the empty answer of item test-0 scores 1.0" in " ".join(out.split())
+    assert err.index("FAILED canaries of blind") < err.index("train sft")
+    assert "score letters of sft, seed 0" in executed
+
+
 def test_a_failed_cell_leaves_no_result_of_another_configuration(command: Callable[..., list[str]], tmp_path: Path) -> None:
     path = tmp_path / "out" / "results" / "letters" / "sft-seed0.json"
     assert call(command(methods="sft")) == 0
@@ -408,6 +424,8 @@ BAD = {
     "method's name is a path": ({"methods": "support:BAD_NAME"}, "letters, digits"),
     "loss that is a closure": ({"methods": "support:CLOSURE"}, "must be a function defined at the top of a module"),
     "loss that is a lambda": ({"methods": "support:LAMBDA"}, "must be a function defined at the top of a module"),
+    "setting that the loss does not take": ({"methods": "support:WRONG_SETTING"}, "its settings do not fit its loss"),
+    "setting named like a field": ({"methods": "support:TAKEN_SETTING"}, "has the name of a field"),
     "need that there is not": ({"methods": "support:MISSPELT"}, "'refrence': did you mean 'reference'?"),
     "batches that there are not": ({"methods": "support:ODD_BATCHES"}, "unknown value in batches"),
     "no rejected answers": ({"methods": "support:PREFERS"}, "needs preference data: 36 of 36 demonstrations have no"),

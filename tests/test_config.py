@@ -18,10 +18,19 @@ def test_flags_over_recipe_over_packaged_recipe_over_defaults(tmp_path: Path) ->
     config = resolve({"seeds": "7", "set": {"spin": {"rounds": "4"}}}, str(recipe), RECIPES)
     assert config.methods == ("sft", "spin")
     assert config.seeds == (7,)
-    assert config.set == {"spin": {"beta": 0.5, "rounds": "4"}}
+    assert config.set["spin"] == {"learning_rate": "4e-6", "beta": 0.5, "rounds": "4"}  # the rate is mini.yaml's
     assert config.training["epochs"] == 1
     assert config.training["learning_rate_factor"] == 50  # of mini.yaml, because the model is mini
     assert config.tasks == ("mini",)
+
+
+def test_what_a_higher_layer_says_of_all_methods_beats_what_a_lower_one_says_of_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("training: {learning_rate: 7e-5}\nset: {sft: {epochs: 3}}\n")
+    config = resolve({}, str(recipe), RECIPES)
+    assert config.training["learning_rate"] == "7e-5"
+    assert all("learning_rate" not in settings for settings in config.set.values())
+    assert config.set["sft"] == {"epochs": 3}
 
 
 def test_packaged_recipe_belongs_to_its_model_only() -> None:

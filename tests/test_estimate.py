@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gsil_bench.estimate import SECONDS_PER_STAGE, Speeds
+from gsil_bench.inputs import Model
 from gsil_bench.plan import Stage
 from gsil_bench.reporting.progress import seconds_text
 from gsil_bench.store import Store
@@ -20,14 +21,18 @@ def test_durations(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
 
+def model(parameters: int, device: str = "cpu") -> Model:
+    return Model("m", Path("."), "", None, 512, parameters, device)  # type: ignore[arg-type]
+
+
 def test_a_stage_that_was_seen_is_estimated_by_its_speed(tmp_path: Path) -> None:
     """10,000 tokens in 5 seconds: 2,000 a second, so 4,000 tokens take 2 seconds and the stage's own overhead."""
     store = Store(tmp_path)
     seen = Stage("training", "t", {}, {}, None, tokens=10_000)
-    Speeds.of(store).observe(seen, 1_000_000, 5.0)
+    Speeds.of(store).observe(seen, model(1_000_000), 5.0)
     again = Stage("training", "u", {}, {}, None, tokens=4_000)
-    assert Speeds.of(store).seconds(again, 1_000_000, "cpu") == pytest.approx(2.0 + SECONDS_PER_STAGE)
-    assert Speeds.of(store).seconds(again, 2_000_000, "cpu") != pytest.approx(2.0 + SECONDS_PER_STAGE)
+    assert Speeds.of(store).seconds(again, model(1_000_000)) == pytest.approx(2.0 + SECONDS_PER_STAGE)
+    assert Speeds.of(store).seconds(again, model(2_000_000)) != pytest.approx(2.0 + SECONDS_PER_STAGE)
 
 
 def test_damaged_speeds_are_forgotten(tmp_path: Path) -> None:

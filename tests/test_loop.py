@@ -183,11 +183,21 @@ def test_control_matches_the_pairs_tokens_step_by_step(tiny_model: Path) -> None
     pairs = ShuffledSteps(trees, 8, 6, (0, 0))
     control = list(MatchedDemonstrations(pairs))
     longest = max(len(tree.real.completion_ids) for tree in trees)
+    ahead = 0
     for step, matched in zip(pairs, control, strict=True):
-        wanted, got = (sum(tree.scored_tokens for tree in side) for side in (step, matched))
-        assert abs(wanted - got) <= longest
+        ahead += sum(tree.scored_tokens for tree in matched) - sum(tree.scored_tokens for tree in step)
+        assert abs(ahead) <= longest
         assert [tree.id for tree in matched[:8]] == [tree.id for tree in step]
         assert all(tree.generated is None for tree in matched)
+
+
+def test_a_long_demonstration_does_not_starve_the_control() -> None:
+    """60 demonstrations of 10 tokens, one of 1,000: the control's tokens follow the pairs' over the round."""
+    trees = [Tree(str(n), (1,), Branch((2,) * (1000 if n == 7 else 10)), Branch((2,) * 10)) for n in range(60)]
+    pairs = ShuffledSteps(trees, 4, 150, (0, 0))
+    wanted = sum(tree.scored_tokens for step in pairs for tree in step)
+    got = sum(tree.scored_tokens for step in MatchedDemonstrations(pairs) for tree in step)
+    assert abs(wanted - got) <= 1000
 
 
 def test_reference_file_round_trip_and_refusal_of_other_sequences(tiny_model: Path, tmp_path: Path) -> None:

@@ -141,3 +141,28 @@ def test_waiting_for_another_process_can_be_given_up(tmp_path: Path) -> None:
         return Produced()
 
     store.build("kind", "f", {}, inner)
+
+
+def test_a_kill_between_manifest_and_renaming_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, calls = Store(tmp_path), list[Path]()
+
+    def killed(self: Store, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.build("kind", "f", {}, writes("x", calls))  # type: ignore[arg-type]
+    assert store.lookup("kind", "f") is None
+    assert store.build("kind", "f", {}, writes("x", calls)).facts == {"length": 1}  # type: ignore[arg-type]
+    assert len(calls) == 1
+
+
+def test_temporary_files_are_no_part_of_the_artefact(tmp_path: Path) -> None:
+    def make(folder: Path) -> Produced:
+        (folder / "kept").write_text("k")
+        (folder / "state").write_text("s")
+        return Produced(temporary=("state",))
+
+    folder = Store(tmp_path).build("kind", "f", {}, make).folder
+    assert sorted(path.name for path in folder.iterdir()) == ["kept", "manifest.json"]

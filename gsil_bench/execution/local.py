@@ -96,7 +96,7 @@ class LocalRun:
         if stage.key not in self.made_here:  # another process was faster
             return
         outcome.executed.append(stage.label)
-        Speeds.of(self.store).observe(stage, self.resources.inputs.model.parameters, watch.seconds)
+        Speeds.of(self.store).observe(stage, self.resources.inputs.model, made.seconds)
         self.reporter.line(f"{number} {stage.label}  {seconds_text(watch.seconds)}{_remark(made)}")
 
     def _build(self, stage: Stage) -> Artefact:

@@ -85,9 +85,9 @@ class ShuffledSteps:
 
 @dataclass(frozen=True)
 class MatchedDemonstrations:
-    """The control's batches: each step's demonstrations, then further ones until its scored tokens match the pairs'.
+    """The control's batches: each step's demonstrations, then further ones until the scored tokens so far match the pairs'.
 
-    The further demonstrations come from their own seeded permutations; the last one is taken if that brings the count nearer.
+    The further demonstrations come from their own seeded permutations; one is taken if that brings the count nearer.
     """
 
     pairs: ShuffledSteps
@@ -98,9 +98,10 @@ class MatchedDemonstrations:
     def __iter__(self) -> Iterator[list[Tree]]:
         trees, random = self.pairs.trees, np.random.default_rng([*self.pairs.seed, 1])
         queue: list[int] = []
+        missing = 0  # carried from step to step: what a long demonstration took too much, the next steps take less
         for step in self.pairs:
             batch = [tree.demonstration_only() for tree in step]
-            missing = sum(tree.scored_tokens for tree in step) - sum(tree.scored_tokens for tree in batch)
+            missing += sum(tree.scored_tokens for tree in step) - sum(tree.scored_tokens for tree in batch)
             while missing > 0:
                 queue = queue or random.permutation(len(trees)).tolist()
                 extra = trees[queue[-1]].demonstration_only()

@@ -2,7 +2,7 @@
 
 A step's loss is the sum over its examples divided by the whole step's count (examples or tokens), so micro-batches change
 memory and rounding, not the result. Before the first step of a round that starts from its reference, every log-ratio must be 0
-up to the noise floor; a larger one stops the run. State is saved at step boundaries; a resumed run repeats the steps of an
+up to rounding (ten times the measured noise floor, a thousandth of a nat at least); a larger one stops the run. State is saved at step boundaries; a resumed run repeats the steps of an
 uninterrupted one exactly.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gsil_bench.methods import Method, PairLogProbs
 from gsil_bench.models.logprobs import PaddedBatch, micro_batches, token_logps
-from gsil_bench.records import Encoded
+from gsil_bench.records import Encoded, write_atomically
 from gsil_bench.training.batches import Steps, Tree
 from gsil_bench.training.config import TrainConfig
 
@@ -246,7 +246,7 @@ def _resume(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Pa
         return 0, {}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: state["step"]]
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: state["step"]] if metrics.exists() else []
         step, facts = int(state["step"]), dict(state["facts"])
     except Exception as error:  # whatever a damaged file makes the reader raise, the round starts again
         logger.warning("%s cannot be read (%s); the round starts again", path, type(error).__name__)
@@ -254,5 +254,5 @@ def _resume(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Pa
         return _resume(model, optimizer, folder)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    metrics.write_text("".join(lines), encoding="utf-8")
+    write_atomically(metrics, "".join(lines))
     return step, facts

@@ -42,7 +42,7 @@ def write_reference(
     flat = np.concatenate([item.numpy() for item in logps]).astype(np.float32)
     lengths = np.array([len(item) for item in logps], dtype=np.int64)
     save_file({"logps": flat, "lengths": lengths}, folder / FILE)
-    sample = range(0, len(sequences), max(1, len(sequences) // FLOOR_SAMPLE))
+    sample = range(0, len(sequences), -(-len(sequences) // FLOOR_SAMPLE))
     alone = [completion_logps(model, [sequences[index]], tokens)[0].numpy() for index in sample]
     return _noise_floor([logps[index].numpy() for index in sample], alone)
 
