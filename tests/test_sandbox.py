@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,6 +159,10 @@ WRONG = {
     "x = __builtins__": REFUSED + "line 1: name __builtins__ with a double underscore",
     "__debug__": REFUSED + "line 1: name __debug__ with a double underscore",
     "x = 1\n().__class__": REFUSED + "line 2: name __class__ with a double underscore",
+    "try:\n    x = 1\nexcept print():\n    x = 2": REFUSED + "line 3: except with anything but names of built-in exceptions",
+    "raise KeyError(hex(255))": "KeyError: line 1: '0x…'",
+    "assert False, repr(lambda: 1)": "AssertionError: line 1: <function <lambda> at 0x…>",
+    "reversed({1})": "TypeError: line 1: 'set' object is not reversible",
     "exit(0)": "NameError: line 1: name 'exit' is not defined",
 }
 
@@ -225,12 +232,82 @@ ESCAPES = [
     "raise KeyboardInterrupt",
     "raise GeneratorExit",
     "assert False, __name__",
+    # slices with a step, in every place that can assign to one
+    "x = [1]\nx[0:1:2] = [2]",
+    "x = [1]\nx[::-1] += [2]",
+    "x = {}\nx[0:1:2, 3] = 4",
+    "x = [1]\n[y, x[::2]] = 1, [2]",
+    "x = [1]\ny, *x[::2] = 1, 2",
+    "x = [1]\nx[::2]: list = [2]",
+    "x = [1]\nfor x[::2] in [[2]]: pass",
+    "x = [[1] for x[::2] in [[2]]]",
+    "x = slice(0, 1, 2)",
+    # what would run code when a generator is thrown away
+    "def f():\n    try:\n        yield 1\n    except g(): pass",
+    "x = 1\ntry:\n    y = 1\nexcept x: pass",
+    "def f(KeyError):\n    try:\n        yield 1\n    except (ValueError, KeyError): pass",
+    "try:\n    y = 1\nexcept (ValueError, print): pass",
 ]
 
 
 def test_escapes_are_refused() -> None:
     accepted = {program: reason for program, reason in outcomes(ESCAPES).items() if not reason.startswith(REFUSED + "line ")}
     assert accepted == {}
+
+
+# CPython gh-120384: the interpreter writes past the end of a list whose values change it while they are assigned.
+OVERWRITE = """
+def peek(target):
+    spray = [[None] * 60 for i in range(4000)]
+    for i in range(2001, 2801, 2):
+        spray[i] = None
+    xs = [None] * 58
+    def g():
+        del xs[4:]
+        yield target
+    {assign}
+    for row in spray:
+        if row is not None and row[1] is not None:
+            return row
+keep = []
+row = peek(int)
+keep.append(row)
+meta = row[1]
+always = meta('A', (), {{'__eq__': lambda a, b: True}})()
+def solve(*args):
+    return always
+"""
+ASSIGNMENTS = {
+    "xs[13:14:2] = g()": "assignment to a slice with a step",
+    "xs[slice(13, 14, 2)] = g()": "slice",
+    "dd = {}; dd[13:14:2] = 1; xs[list(dd)[0]] = g()": "assignment to a slice with a step",
+    "dd = {}; dd[13:14:2, 0] = 1; xs[list(dd)[0][0]] = g()": "assignment to a slice with a step",
+    "for xs[13:14:2] in [g()]: pass": "assignment to a slice with a step",
+}
+
+
+@pytest.mark.parametrize("assign", ASSIGNMENTS)
+def test_the_overwriting_of_memory_is_refused(assign: str) -> None:
+    reason = outcome(OVERWRITE.format(assign=assign), "assert solve(1) == 3\nassert solve(2) == [1]")
+    assert reason == REFUSED + "line 10: " + ASSIGNMENTS[assign]
+
+
+def test_reading_and_assigning_slices_is_still_allowed() -> None:
+    assert outcome("x = [1, 2, 3, 4]\nx[1:3] = x[::-2]\nx[:1] += [9]\nassert x == [1, 9, 4, 2, 4]") == "passed"
+
+
+def test_reversed_dictionary_that_changes_is_not_read_past_its_end() -> None:
+    # CPython gh-154709: the true `reversed` would go on from the place of the last entry of the larger dictionary.
+    start = "d = {i: i for i in range(1000000)}\nfor i in range(999990):\n    d.pop(i)\nr = reversed(d)\nd.clear()\n"
+    program = start + "for i in range(10):\n    d[i] = -i\nassert [*r] == [*range(999999, 999989, -1)]"
+    assert outcome(program, limits=Limits()) == "passed"
+    assert outcome("assert next(reversed(range(10**12))) == 10**12 - 1 and [*reversed('ab')] == ['b', 'a']") == "passed"
+
+
+def test_reasons_hold_no_paths() -> None:
+    # The text of a codec that is not loaded makes the interpreter look for a file.
+    for codec in ("cp037", "idna", "hex"):
+        assert "/" not in outcome(f"x = str(b'abc', '{codec}')")
 
 
 def test_a_name_that_slips_through_the_check_leads_nowhere() -> None:
@@ -459,6 +536,156 @@ def test_confined_process_cannot_take_its_time_back(tmp_path: Path) -> None:
     action = "import signal; signal.setitimer(signal.ITIMER_PROF, 0); exec('while True: pass')"
     told, code = confined(action, tmp_path, seconds=0.2)
     assert told == "" and code < 0
+
+
+WALL = """
+import importlib.util, json, os, sys
+spec = importlib.util.spec_from_file_location("sandbox", {file!r})
+module = importlib.util.module_from_spec(spec)
+sys.modules["sandbox"] = module
+spec.loader.exec_module(module)
+
+status = os.open("/proc/self/status", os.O_RDONLY) if os.path.exists("/proc/self/status") else None
+
+
+def fields():
+    if status is None:
+        return {{}}
+    return dict(line.split(":", 1) for line in os.pread(status, 1 << 16, 0).decode().splitlines())
+
+
+def attempt(function, *arguments):
+    try:
+        function(*arguments)
+        return "done"
+    except OSError as error:
+        return type(error).__name__
+
+
+def leave():
+    os.mkdir("q")
+    os.chroot("q")
+    for _ in range(9):
+        os.chdir("..")
+    os.chroot(".")
+    os.unlink({victim!r})
+
+
+module._drop_network()
+may_chroot = bool(int(fields().get("CapEff", "0"), 16) >> 18 & 1)
+module.confine(module.Limits(open_files={files}), {folder!r})
+after = fields()
+told = {{
+    "may_chroot": may_chroot,
+    "capabilities": {{name: int(after[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") if name in after}},
+    "no_new_privileges": after.get("NoNewPrivs", "1").strip(),
+    "uid": os.geteuid(),
+    "open": attempt(os.open, "/etc/passwd", os.O_RDONLY),
+    "become root": attempt(os.setuid, 0),
+    "leave": attempt(leave),
+    "unlink": attempt(os.unlink, {victim!r}),
+}}
+os.write(1, json.dumps(told).encode())
+"""
+
+
+ISOLATED = ["-I", "-S", "-B", "-c"]
+
+
+def interpreter(identity: dict[str, Any]) -> str:
+    """An interpreter that a user can run: ours may lie in a folder that is root's alone."""
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        command = [python, *ISOLATED, "import sys; assert sys.version_info >= (3, 11)"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(command, check=True, cwd="/", timeout=30, stderr=subprocess.DEVNULL, **identity)
+            return python
+    pytest.skip("no other user can run an interpreter here")
+
+
+def wall(uid: int, files: int) -> tuple[dict[str, Any], bool]:
+    """What a process of a user achieves once confined to a folder, and whether a file of that user outside is still there."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # not pytest's folder, which no other user can enter
+        file, victim, inner = Path(name, "sandbox.py"), Path(name, "victim"), Path(name, "inner")
+        shutil.copyfile(sandbox.__file__, file)
+        file.chmod(0o644)
+        victim.write_text("x")
+        inner.mkdir()
+        code = WALL.format(file=str(file), victim=str(victim), folder=str(inner), files=files)
+        identity: dict[str, Any] = {}
+        if uid != os.geteuid():
+            for path in (Path(name), victim, inner):
+                os.chown(path, uid, uid)
+            identity = {"user": uid, "group": uid, "extra_groups": []}
+        command = [interpreter(identity), *ISOLATED, code]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd="/", timeout=30, **identity)
+        return json.loads(done.stdout), victim.exists()
+
+
+def check_wall(uid: int, files: int) -> None:
+    told, there = wall(uid, files)
+    assert all(value == 0 for value in told["capabilities"].values())
+    assert told["no_new_privileges"] == "1"
+    assert told["uid"] != 0
+    assert told["become root"] != "done"
+    assert told["leave"] != "done"
+    if files == 0 or told["may_chroot"]:
+        assert told["open"] != "done"
+    if uid == 0 or told["may_chroot"]:  # otherwise nothing stands between the program and the user's files: see the docstring
+        assert told["unlink"] != "done"
+        assert there
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the means are Linux's")
+@pytest.mark.parametrize("files", [0, 64])
+def test_confined_process_reaches_nothing_outside_its_folder(files: int) -> None:
+    check_wall(os.geteuid(), files)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("files", [0, 64])
+def test_confined_process_of_an_ordinary_user_reaches_nothing_outside_its_folder(files: int) -> None:
+    check_wall(12345, files)
+
+
+PROTOCOL = """
+import importlib.util, json, os, sys, tempfile
+spec = importlib.util.spec_from_file_location("sandbox", {file!r})
+module = importlib.util.module_from_spec(spec)
+sys.modules["sandbox"] = module
+spec.loader.exec_module(module)
+
+
+def broken_out(program):
+    os.write(3, b"the sandbox failed: \\x1b[31m")
+    os._exit(0)
+
+
+def not_confined(limits, folder):
+    raise PermissionError("no limits here")
+
+
+module.{name} = {function}
+with tempfile.TemporaryDirectory() as folder:
+    print(json.dumps(module._run_job(module.Program("x = 1"), "word", module.Limits(), folder)))
+"""
+
+
+def served(name: str, function: str, monkeypatch: pytest.MonkeyPatch) -> ProgramResult:
+    """The result of a program in whose process a function of the sandbox is replaced."""
+    code = PROTOCOL.format(file=sandbox.__file__, name=name, function=function)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, timeout=30, check=True)
+    server = sandbox._Server(SHORT)
+    monkeypatch.setattr(server, "_ask", lambda line, seconds: json.loads(done.stdout))
+    return server.run(Program("x = 1"))
+
+
+def test_a_program_that_broke_out_cannot_blame_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert served("_outcome", "broken_out", monkeypatch) == ProgramResult(False, "the sandbox failed: ?[31m")
+
+
+def test_a_process_that_cannot_be_confined_is_no_wrong_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"the sandbox failed: PermissionError.*cannot be confined on this machine"):
+        served("confine", "not_confined", monkeypatch)
 
 
 def test_whether_the_network_is_dropped_is_tried() -> None:

@@ -2,8 +2,8 @@
 
 A step's loss is the sum over its examples divided by the whole step's count (examples or tokens), so micro-batches change
 memory and rounding, not the result. Before the first step of a round that starts from its reference, every log-ratio must be 0
-up to rounding (ten times the measured noise floor, a thousandth of a nat at least); a larger one stops the run. State is saved at step boundaries; a resumed run repeats the steps of an
-uninterrupted one exactly.
+up to rounding (ten times the measured noise floor, a thousandth of a nat at least); a larger one stops the run. State is saved
+at step boundaries; a resumed run repeats the steps of an uninterrupted one exactly.
 """
 
 from __future__ import annotations
