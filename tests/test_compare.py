@@ -372,7 +372,7 @@ def test_a_killed_run_continues_to_the_same_results(
     assert process.stderr is not None
     for line in process.stderr:
         if marker in line:
-            time.sleep(0.3)
+            time.sleep(0.1)
             process.send_signal(number)
             break
     else:
