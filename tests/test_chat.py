@@ -308,14 +308,6 @@ def test_decoding_leaves_control_tokens_out_and_spaces_alone() -> None:
     assert chat.decode(ids) == "it 's  so , yes"
 
 
-def test_padding_falls_back_to_the_end_token() -> None:
-    tokenizer = byte_level(CHATML)
-    assert ChatFormat.of(tokenizer).pad_token_id == id_of(tokenizer, "<|im_end|>")
-
-    tokenizer.pad_token = "!"
-    assert ChatFormat.of(tokenizer).pad_token_id == id_of(tokenizer, "!")
-
-
 # Which template.
 
 
@@ -429,7 +421,7 @@ def test_plain_with_llama_2s_tokenizer_on_gsm8k() -> None:
 
     encoded = chat.encode_many(conversations)
 
-    assert (chat.end_token_id, chat.end_token_ids, chat.pad_token_id) == (2, (1, 2), 2)
+    assert (chat.end_token_id, chat.end_token_ids) == (2, (1, 2))
     for (messages, answer), one in zip(conversations, encoded, strict=True):
         assert one.prompt_ids[0] == 1
         assert one.completion_ids[-1] == 2 and not {1, 2} & set(one.completion_ids[:-1])

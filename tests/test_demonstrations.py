@@ -116,7 +116,6 @@ def test_duplicates_and_empty_answers_are_left_out_and_counted(tmp_path: Path) -
 
     assert [one.answer for one in found] == ["1", "2"]
     assert counts == Counts(rows=6, kept=2, duplicates=2, empty=2)
-    assert str(counts) == "2 demonstrations (left out: 2 duplicates, 2 empty)"
 
 
 def test_a_limit_keeps_the_first_that_are_good(tmp_path: Path) -> None:

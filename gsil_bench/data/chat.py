@@ -107,12 +107,6 @@ class ChatFormat:
             fingerprint=_fingerprint(tokenizer, text, end, ends),
         )
 
-    @property
-    def pad_token_id(self) -> int:
-        """Fills rows up. Never scored: masks decide that, not ids, so it may equal the end token."""
-        pad = self.tokenizer.pad_token_id
-        return self.end_token_id if pad is None else int(pad)
-
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The tokens after which the model answers."""
         self._refuse_control_tokens(messages)

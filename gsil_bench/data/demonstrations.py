@@ -50,10 +50,6 @@ class Counts:
     empty: int = 0
     """Left out: an answer of nothing but white space."""
 
-    def __str__(self) -> str:
-        left_out = [f"{self.duplicates} duplicates"] * (self.duplicates > 0) + [f"{self.empty} empty"] * (self.empty > 0)
-        return f"{self.kept} demonstrations" + (f" (left out: {', '.join(left_out)})" if left_out else "")
-
 
 def read_demonstrations(
     source: str,
