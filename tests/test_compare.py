@@ -211,8 +211,10 @@ def test_dpo_takes_preference_data_and_says_so(
     assert "reference log-probs of rejected answers under the start" in executed
     assert sum(label.startswith("self-generate") for label in executed) == 1  # gsil-logistic's
     # Every log-ratio is 0 at the first step: dpo's loss is ln 2, that of gsil-logistic 2 ln 2.
-    first = [json.loads(path.read_text().splitlines()[0])["loss"] for path in tmp_path.rglob("metrics.jsonl")]
-    assert sorted(first) == pytest.approx([0.693147, 1.386294], abs=1e-3)
+    steps = [json.loads(path.read_text().splitlines()[0]) for path in tmp_path.rglob("metrics.jsonl")]
+    dpo, gsil = sorted(steps, key=lambda step: float(step["loss"]))
+    assert [dpo["loss"], gsil["loss"]] == pytest.approx([0.693147, 1.386294], abs=1e-3)
+    assert abs(dpo["generated_logps"] - dpo["real_logps"]) > 0.5  # other answers than the chosen ones
 
 
 def test_partial_preferences_are_not_used_in_silence(
