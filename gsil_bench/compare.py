@@ -173,6 +173,14 @@ def compare(
         bool, typer.Option("--allow-code-execution", help="Consent to run generated code in the sandbox.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 (fp32 master weights) or bf16-autocast. [bf16 on a GPU, fp32 on a CPU]")
+    ] = None,
+    processes: Annotated[str | None, typer.Option(help="Processes that share each training step, one a GPU. [1]")] = None,
+    sharded: Annotated[bool, typer.Option("--sharded", help="Divide the weights among them (FSDP2).")] = False,
+    trackers: Annotated[
+        str | None, typer.Option(help="Also send metrics of training to tensorboard, wandb, mlflow or trackio.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
@@ -194,6 +202,10 @@ def compare(
         "drop_long": drop_long or None,
         "allow_code_execution": allow_code_execution or None,
         "device": device,
+        "precision": precision,
+        "processes": processes,
+        "sharded": sharded or None,
+        "trackers": trackers,
     }
 
     def action() -> int:

@@ -55,6 +55,15 @@ class Config:
     """Consent to run arbitrary generated code in the sandbox."""
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+    precision: str = "auto"
+    """"fp32", "bf16" (weights in bf16, fp32 masters in training), "bf16-autocast" (fp32 weights, products in bf16); "auto" is
+    bf16 on a GPU and fp32 on a CPU. Log-probs, sums and losses are fp32 in all of them."""
+    processes: int = 1
+    """Processes of this machine that share each training step, one a GPU where there are GPUs."""
+    sharded: bool = False
+    """Divide weights and optimiser among them (FSDP2) instead of copying them (DDP)."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics of training are also sent: tensorboard, wandb, mlflow, trackio."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON and YAML types only."""
@@ -62,10 +71,10 @@ class Config:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
 
 
-LISTS: dict[str, type] = {"methods": str, "tasks": str, "seeds": int}
-NUMBERS = ("limit", "limit_demonstrations")
-NULLABLE = ("demonstrations", "control", "chat_template", "data_dir", *NUMBERS)
-SWITCHES = ("start", "drop_long", "allow_code_execution")
+LISTS: dict[str, type] = {"methods": str, "tasks": str, "seeds": int, "trackers": str}
+NUMBERS = ("limit", "limit_demonstrations", "processes")
+NULLABLE = ("demonstrations", "control", "chat_template", "data_dir", "limit", "limit_demonstrations")
+SWITCHES = ("start", "sharded", "drop_long", "allow_code_execution")
 MAPPINGS = ("fields", "set", "training")
 
 
@@ -142,6 +151,8 @@ def _load_recipe(name: str, recipes: Path) -> dict[str, Any]:
 
 def _typed(key: str, value: Any, where: str) -> Any:
     """A value converted to its field's type, or a UserError that names where it came from."""
+    if key == "trackers" and value in ([], ()):
+        return ()
     if key in LISTS:
         return _list(value, LISTS[key], where)
     if value is None and key not in NULLABLE:

@@ -26,6 +26,7 @@ from gsil_bench.models import checkpoint
 from gsil_bench.records import Demonstration, Encoded, digest
 from gsil_bench.tasks import TASKS, expand, load_task
 from gsil_bench.tasks.task import Item, Split, Task
+from gsil_bench.training.tracking import check_trackers
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a method or task may be called: its name becomes part of a path."""
@@ -46,11 +47,16 @@ class Model:
     context_length: int
     parameters: int
     device: str
+    dtype: checkpoint.Dtype = "fp32"
+    """Of the weights in memory."""
+    autocast: bool = False
+    """Whether matrix products are computed in bf16 over them."""
 
     @property
     def precision(self) -> str:
         """Of forward passes; part of every fingerprint."""
-        return "fp32" if self.device == "cpu" else "fp32-cuda"
+        name = "bf16-autocast" if self.autocast else self.dtype
+        return name if self.device == "cpu" else f"{name}-{self.device}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class Demonstrations:
     def content(self) -> str:
         """Digest of both sides, in order."""
         return digest([[demonstration.id for demonstration in side] for side in (self.train, self.held_out)])
+
+    @cached_property
+    def train_tokens(self) -> str:
+        """Digest of the token ids of the training side: all that log-probs depend on besides weights and precision."""
+        return digest([[encoded.prompt_ids, encoded.completion_ids] for encoded in self.train_encoded])
 
     @property
     def preferences(self) -> int:
@@ -210,6 +221,10 @@ def _split(name: str) -> Split:
 def read_model(config: Config) -> Model:
     """The starting model's folder, tokenizer and chat format."""
     device = _device(config.device)
+    dtype, autocast = _precision(config.precision, device)
+    if config.processes > 1 and not config.sharded and dtype == "bf16":
+        raise UserError("--processes: copies in bf16 have no common fp32 masters; add --sharded, or --precision bf16-autocast")
+    check_trackers(config.trackers)
     folder = checkpoint.resolve_model(config.model)
     tokenizer = checkpoint.load_tokenizer(folder)
     chat = ChatFormat.of(tokenizer, config.chat_template, checkpoint.end_token_ids(folder))
@@ -221,7 +236,22 @@ def read_model(config: Config) -> Model:
         context_length=checkpoint.context_length(folder),
         parameters=checkpoint.parameter_count(folder),
         device=device,
+        dtype=dtype,
+        autocast=autocast,
     )
+
+
+def _precision(asked: str, device: str) -> tuple[checkpoint.Dtype, bool]:
+    """Dtype of the weights, and whether to compute under autocast."""
+    known: dict[str, tuple[checkpoint.Dtype, bool]] = {
+        "auto": ("fp32" if device == "cpu" else "bf16", False),
+        "fp32": ("fp32", False),
+        "bf16": ("bf16", False),
+        "bf16-autocast": ("fp32", True),
+    }
+    if asked not in known:
+        raise unknown_name("precision", asked, known)
+    return known[asked]
 
 
 def _device(asked: str) -> str:
@@ -326,4 +356,5 @@ def describe(inputs: Inputs) -> dict[str, Any]:
         "demonstrations": {"source": demonstrations.source, "sha256": demonstrations.content, **demonstrations.counts},
         "tasks": {item.task.name: {"items": len(item.items), "sha256": item.content} for item in inputs.tasks},
         "device": model.device,
+        "precision": model.precision,
     }

@@ -73,6 +73,8 @@ class SelfPlay:
     """Rounds whose self-generations are trained on together: 1 is the newest only, 2 adds the one before (SPIN's authors)."""
     temperature: float = 1.0
     """Of the self-generations; 0 is greedy. The theory of density ratios wants samples (1.0)."""
+    samples: int = 1
+    """Self-generations of each demonstration's prompt; the losses of a demonstration's pairs are averaged."""
     max_new_tokens: int = 256
     """Longest self-generation; one that is cut there gets no end token."""
 
@@ -193,6 +195,7 @@ def _check(method: Method) -> None:
         ("opponent", protocol.opponent in ("initial", "previous"), "initial or previous"),
         ("rounds", protocol.rounds >= (1 if method.loss else 0), "at least 1"),
         ("mix_rounds", protocol.mix_rounds >= 1, "at least 1"),
+        ("samples", protocol.samples >= 1, "at least 1"),
         ("temperature", protocol.temperature >= 0, "0 (greedy) or more"),
         ("max_new_tokens", protocol.max_new_tokens >= 1, "at least 1"),
     )

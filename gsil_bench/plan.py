@@ -164,25 +164,25 @@ class Planner:
         protocol, data = method.protocol, self.data.demonstrations
         stream = seed * 1000 + round_index if protocol.temperature > 0 else 0
         sampling = Sampling(protocol.max_new_tokens, protocol.temperature, seed=stream)
-        inputs = {**self._frame, "engine": self._engine_identity(), "sampling": vars(sampling)}
+        inputs = {**self._frame, "engine": self._engine_identity(), "sampling": vars(sampling), "samples": protocol.samples}
         label = f"self-generate from {_policy_name(opponent)}" + (f", seed {seed}" if protocol.temperature > 0 else ", greedy")
         return self._stage(
             "generations",
             label,
             inputs,
             {"policy": opponent, "demonstrations": self.demonstrations},
-            partial(stages.self_generate, sampling=sampling),
-            len(data.train),
-            sum(len(encoded.completion_ids) for encoded in data.train_encoded),
+            partial(stages.self_generate, sampling=sampling, samples=protocol.samples),
+            len(data.train) * protocol.samples,
+            sum(len(encoded.completion_ids) for encoded in data.train_encoded) * protocol.samples,
         )
 
-    def reference(self, opponent: Stage, side: stages.Side, generations: Stage | None = None) -> Stage:
-        """Stage 3."""
-        needs = {"policy": opponent, "demonstrations": self.demonstrations} | (
-            {"generations": generations} if generations else {}
-        )
-        inputs = {**self._frame, "side": side}
-        count = len(self.data.demonstrations.train)
+    def reference(self, opponent: Stage, side: stages.Side, generations: Stage | None = None, samples: int = 1) -> Stage:
+        """Stage 3: decided by weights, token ids and precision, so that all methods, losses, settings and seeds share it."""
+        data = self.data.demonstrations
+        needs = {"policy": opponent} | ({"generations": generations} if generations else {})
+        inputs = {"side": side, "precision": self.data.model.precision, "tokens": data.train_tokens}
+        inputs |= {"rejected": self._rejected_tokens} if side == "rejected" else {}
+        count = len(data.train) * (samples if generations else 1)
         label = f"reference log-probs of {side} answers under {_policy_name(opponent)}"
         return self._stage(
             "reference", label, inputs, needs, partial(stages.reference_logps, side=side), count, self._train_tokens
@@ -201,7 +201,7 @@ class Planner:
             inputs = {
                 **self._frame,
                 "method": method.decides(),
-                "training": vars(config),
+                "training": {key: value for key, value in vars(config).items() if key != "log_every"},
                 "batch_size": self._batch_size(config),
                 "seed": seed,
                 "round": index,
@@ -218,7 +218,7 @@ class Planner:
                 starts_at_reference=starts_at_reference,
             )
             label = f"train {method.name}, seed {seed}" + (f", round {index + 1}" if rounds > 1 else "")
-            branches = 1 if needs.keys() == {"policy", "demonstrations"} else 2
+            branches = 1 if needs.keys() == {"policy", "demonstrations"} else 1 + method.protocol.samples
             tokens = steps * self._batch_size(config) * branches * self._train_tokens / len(self.data.demonstrations.train)
             policy = self._stage("training", label, inputs, needs, run, steps, tokens)
             trained.append(policy)
@@ -229,7 +229,7 @@ class Planner:
         needs: dict[str, Stage] = {"demonstrations": self.demonstrations}
         reference, data = "reference" in method.needs, self.data.demonstrations
         if reference:
-            needs["real_reference"] = self.reference(opponent, "real")
+            needs |= {"real_reference": self.reference(opponent, "real"), "reference_policy": opponent}
         if "preferences" in method.needs and data.preferences == len(data.train):
             return needs | ({"rejected_reference": self.reference(opponent, "rejected")} if reference else {})
         if "generated" in method.needs:
@@ -238,7 +238,9 @@ class Planner:
                 number = f"{index - age:03d}"
                 needs[f"generations/{number}"] = generations
                 if reference:
-                    needs[f"generated_reference/{number}"] = self.reference(opponent, "generated", generations)
+                    needs[f"generated_reference/{number}"] = self.reference(
+                        opponent, "generated", generations, method.protocol.samples
+                    )
         return needs
 
     def _cells(self, method: Method, seed: int) -> Iterator[Cell]:
@@ -327,6 +329,11 @@ class Planner:
     def _batch_size(self, config: TrainConfig) -> int:
         """Never more than there are: a step that took a demonstration twice would not be the epochs that were asked for."""
         return min(config.batch_size, len(self.data.demonstrations.train))
+
+    @cached_property
+    def _rejected_tokens(self) -> str:
+        sequences = stages.rejected_sequences(self.data)
+        return digest([[encoded.prompt_ids, encoded.completion_ids] for encoded in sequences])
 
     @cached_property
     def _train_tokens(self) -> int:

@@ -55,6 +55,8 @@ class Generation:
     text: str
     finish_reason: str
     """"stop" (ends in the end token), "length" (cut: no end token) or "error"."""
+    sample: int = 0
+    """Which of the demonstration's self-generations."""
 
 
 @dataclass(frozen=True)

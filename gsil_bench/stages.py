@@ -18,14 +18,19 @@ from gsil_bench.evaluation import answers, held_out, scoring
 from gsil_bench.generation.completions import complete_all
 from gsil_bench.generation.engine import Request, Sampling
 from gsil_bench.inputs import Inputs, TaskInput
-from gsil_bench.methods import Method
+from gsil_bench.methods import Method, baseline_methods, load_method
 from gsil_bench.models import checkpoint
 from gsil_bench.records import Encoded, Generation, read_jsonl, write_jsonl
 from gsil_bench.store import Artefact, Produced
 from gsil_bench.tasks.task import ScoringResources
-from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree
-from gsil_bench.training.loop import STATE, Schedule, train
-from gsil_bench.training.reference import read_reference, write_reference
+from gsil_bench.training.batches import Branch, Tree
+from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.loop import NAMED_IDS, Surroundings, TrainingError
+from gsil_bench.training.metrics import PAIRWISE
+from gsil_bench.training.reference import audit_reference, read_reference, write_reference
+from gsil_bench.training.round import TEMPORARY, Round, launch, run_round
+from gsil_bench.training.state import FILE as STATE
+from gsil_bench.training.tracking import tracking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,8 +70,12 @@ class Resources:
         """A model that will not be changed; kept until another one is asked for."""
         if self._loaded is None or self._loaded[0] != artefact.content:
             self.release()  # the old one goes before the new one comes
-            self._loaded = (artefact.content, checkpoint.load_model(artefact.folder, self.inputs.model.device))
+            self._loaded = (artefact.content, self.load(artefact))
         return self._loaded[1]
+
+    def load(self, artefact: Artefact) -> PreTrainedModel:
+        """A model of its own, in the comparison's precision."""
+        return checkpoint.load_model(artefact.folder, self.inputs.model.device, self.inputs.model.dtype)
 
     def release(self) -> None:
         """Forget the loaded model: training needs the memory."""
@@ -97,17 +106,22 @@ def write_demonstrations(work: Workspace) -> Produced:
     return Produced({"source": demonstrations.source, **demonstrations.counts}, demonstrations.content)
 
 
-def self_generate(work: Workspace, sampling: Sampling) -> Produced:
-    """Stage 2: one completion of the opponent for each training demonstration's prompt, token-in/token-out."""
+def self_generate(work: Workspace, sampling: Sampling, samples: int) -> Produced:
+    """Stage 2: completions of the opponent for each training demonstration's prompt, token-in/token-out."""
     demonstrations = work.resources.inputs.demonstrations
-    requests = [
-        Request(item.id, encoded.prompt_ids)
+    wanted = [
+        (item.id, sample, encoded)
         for item, encoded in zip(demonstrations.train, demonstrations.train_encoded, strict=True)
+        for sample in range(samples)
     ]
+    requests = [Request(f"{name}/{sample}" if sample else name, encoded.prompt_ids) for name, sample, encoded in wanted]
     engine = work.resources.engine(work.needs["policy"])
     path = work.folder / "completions.jsonl"
     completions = complete_all(engine, requests, sampling, path, work.resources.advance)
-    generations = [Generation(item.id, item.tokens, item.text, item.finish_reason) for item in completions]
+    generations = [
+        Generation(name, item.tokens, item.text, item.finish_reason, sample)
+        for (name, sample, _), item in zip(wanted, completions, strict=True)
+    ]
     write_jsonl(work.folder / "generations.jsonl", generations)
     return Produced(
         {
@@ -115,8 +129,7 @@ def self_generate(work: Workspace, sampling: Sampling) -> Produced:
             "tokens": sum(len(item.tokens) for item in generations),
             "truncated": sum(item.finish_reason == "length" for item in generations),
             "equal_to_demonstration": sum(
-                item.tokens == encoded.completion_ids
-                for item, encoded in zip(generations, demonstrations.train_encoded, strict=True)
+                item.tokens == encoded.completion_ids for (_, _, encoded), item in zip(wanted, generations, strict=True)
             ),
         },
         temporary=(path.name,),
@@ -132,17 +145,18 @@ def reference_logps(work: Workspace, side: Side) -> Produced:
     elif side == "rejected":
         sequences = rejected_sequences(inputs)
     model = work.resources.model(work.needs["policy"])
-    return Produced({"noise_floor": write_reference(model, sequences, FORWARD_TOKENS, work.folder, work.resources.advance)})
+    floor = write_reference(model, sequences, FORWARD_TOKENS, work.folder, work.resources.advance, inputs.model.autocast)
+    return Produced({"noise_floor": floor})
 
 
 def generated_sequences(inputs: Inputs, artefact: Artefact) -> list[Encoded]:
-    """Self-generations under their prompts, in the demonstrations' order."""
-    tokens = {record["id"]: tuple(record["tokens"]) for record in read_jsonl(artefact.folder / "generations.jsonl")}
+    """Self-generations under their prompts: all of the first demonstration's, then the second's."""
     demonstrations = inputs.demonstrations
-    return [
-        Encoded(encoded.prompt_ids, tokens[item.id])
-        for item, encoded in zip(demonstrations.train, demonstrations.train_encoded, strict=True)
-    ]
+    prompts = {
+        item.id: encoded.prompt_ids for item, encoded in zip(demonstrations.train, demonstrations.train_encoded, strict=True)
+    }
+    records = read_jsonl(artefact.folder / "generations.jsonl")
+    return [Encoded(prompts[record["id"]], tuple(record["tokens"])) for record in records]
 
 
 def rejected_sequences(inputs: Inputs) -> list[Encoded]:
@@ -155,17 +169,64 @@ def train_round(
     work: Workspace, method: Method, seed: int, round_index: int, steps: int, batch_size: int, starts_at_reference: bool
 ) -> Produced:
     """Stage 4: one round of a method, from the policy of the round before."""
-    inputs = work.resources.inputs
-    trees = build_trees(work, method)
-    pairs = ShuffledSteps(trees, batch_size, steps, (seed, round_index))
-    schedule = MatchedDemonstrations(pairs) if method.batches == "matched-demonstrations" else pairs
-    floors = [need.facts["noise_floor"] for name, need in work.needs.items() if "reference" in name]
-    floor = max(floors) if starts_at_reference and floors else None
-    work.resources.release()
-    model = checkpoint.load_model(work.needs["policy"].folder, inputs.model.device)
-    facts = train(model, method, Schedule(schedule, floor), work.folder, work.resources.advance)
-    content = checkpoint.save_model(model, inputs.model.chat.tokenizer, work.folder)
-    return Produced({**facts, "noise_floor": floor}, content, temporary=(STATE,))
+    resources, config = work.resources, TrainConfig.of(method.training, where=method.name)
+    trees, too_long = within_budget(build_trees(work, method), config)
+    floor, audit = audited_floor(work, trees)
+    start_floor = floor if starts_at_reference else None
+    model = resources.inputs.model
+    job = Round(
+        work.needs["policy"].folder, method, tuple(trees), batch_size, steps, (seed, round_index), start_floor,
+        model.name, model.device, model.dtype, model.autocast, shadow_methods(),
+    )  # fmt: skip
+    run_name = f"{method.name}-seed{seed}-round{round_index}"
+    record = {**method.describe()["settings"], **vars(config), "seed": seed, "round": round_index}
+    names, folder = resources.inputs.config.trackers, Path(resources.inputs.config.out) / "trackers"
+    with tracking(names, folder, run_name, record) as track:
+        if resources.inputs.config.processes > 1:
+            facts = launch(
+                job, work.folder, resources.inputs.config.processes, resources.inputs.config.sharded, resources.advance
+            )
+        else:
+            facts = run_round(job, work.folder, Surroundings(resources.advance, track=track))
+    content = checkpoint.save_tokenizer(model.chat.tokenizer, work.folder)
+    left_out = {"too_long": len(too_long), "too_long_ids": [tree.id for tree in too_long[:NAMED_IDS]]}
+    return Produced({**facts, **left_out, "noise_floor": start_floor, "audit": audit}, content, temporary=(STATE, *TEMPORARY))
+
+
+def within_budget(trees: Sequence[Tree], config: TrainConfig) -> tuple[list[Tree], list[Tree]]:
+    """Trees that fit into one forward pass, and those that do not: they are left out and reported, never cut.
+
+    Raises:
+        TrainingError: none fits.
+    """
+    sizes = [tree.tokens.positions("shared") for tree in trees]
+    fitting = [tree for tree, size in zip(trees, sizes, strict=True) if size <= config.micro_batch_tokens]
+    if not fitting:
+        raise TrainingError(
+            f"no demonstration fits into a forward pass: the shortest takes {min(sizes)} tokens with its self-generations, "
+            f"micro_batch_tokens is {config.micro_batch_tokens}"
+        )
+    return fitting, [tree for tree, size in zip(trees, sizes, strict=True) if size > config.micro_batch_tokens]
+
+
+def audited_floor(work: Workspace, trees: Sequence[Tree]) -> tuple[float | None, float | None]:
+    """Noise floor of the reference log-probs, and by how much a sample of them differs now; None where there are none."""
+    floors = [need.facts["noise_floor"] for name, need in work.needs.items() if "noise_floor" in need.facts]
+    if not floors:
+        return None, None
+    resources = work.resources
+    model = resources.model(work.needs.get("reference_policy", work.needs["policy"]))
+    audit = audit_reference(model, trees, max(floors), resources.inputs.model.autocast)
+    resources.release()
+    return max(floors), audit
+
+
+def shadow_methods() -> tuple[str, ...]:
+    """Names of the registered pairwise methods, each formula once."""
+    methods = [load_method(name) for name in baseline_methods()]
+    pairwise = [method for method in methods if method.loss is not None and method.needs >= PAIRWISE]
+    formulas = {(method.loss, tuple(sorted(method.settings.items()))): method for method in reversed(pairwise)}
+    return tuple(method.name for method in reversed(formulas.values()))
 
 
 def build_trees(work: Workspace, method: Method) -> list[Tree]:
@@ -173,17 +234,18 @@ def build_trees(work: Workspace, method: Method) -> list[Tree]:
     inputs = work.resources.inputs
     demonstrations = inputs.demonstrations
     reals = _branches(demonstrations.train_encoded, work.needs.get("real_reference"))
-    sides: list[Sequence[Branch | None]] = []
+    sides: list[Sequence[Branch]] = []
     for name in sorted((need for need in work.needs if need.startswith("generations")), reverse=True):
         sequences = generated_sequences(inputs, work.needs[name])
         sides.append(_branches(sequences, work.needs.get(name.replace("generations", "generated_reference"))))
     if "preferences" in method.needs and not sides:
         sides.append(_branches(rejected_sequences(inputs), work.needs.get("rejected_reference")))
-    return [
-        Tree(item.id, encoded.prompt_ids, real, generated)
-        for side in sides or [[None] * len(reals)]
-        for item, encoded, real, generated in zip(demonstrations.train, demonstrations.train_encoded, reals, side, strict=True)
-    ]
+    trees = []
+    for side in sides or [()]:
+        k = len(side) // len(reals)  # self-generations of each demonstration; they lie one after the other
+        for n, (item, encoded) in enumerate(zip(demonstrations.train, demonstrations.train_encoded, strict=True)):
+            trees.append(Tree(item.id, encoded.prompt_ids, reals[n], tuple(side[n * k : (n + 1) * k])))
+    return trees
 
 
 def _branches(sequences: Sequence[Encoded], reference: Artefact | None) -> list[Branch]:

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.data.demonstrations import from_items
 from gsil_bench.models.checkpoint import end_token_ids, load_model, load_tokenizer
-from gsil_bench.models.logprobs import PaddedBatch, completion_logps, micro_batches, token_logps
+from gsil_bench.models.logprobs import completion_logps, trees_of
 from gsil_bench.records import Encoded
 from gsil_bench.tasks import load_task
 
@@ -108,30 +106,16 @@ def test_order_and_neighbours_do_not_matter(folder: Path) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_prompt_is_never_scored_and_padding_neither(mini_folder: Path) -> None:
-    model = load_model(mini_folder)
-    given_ = sequences(3, 500, [(4, 2), (2, 5)])
-    logps = token_logps(model, PaddedBatch.of(given_))
-    assert logps.shape == (2, 7)
-    expected = torch.tensor([[0, 0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1]], dtype=torch.bool)
-    assert torch.equal(logps != 0, expected)
-
-
-def test_gradient_flows_to_the_policy(mini_folder: Path) -> None:
-    model = load_model(mini_folder)
-    token_logps(model, PaddedBatch.of(sequences(4, 500, [(4, 2)]))).sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+def test_neighbours_with_one_prompt_are_one_tree(mini_folder: Path) -> None:
+    """Three completions of a prompt, then the same prompt again later: two trees of it, and the same log-probs as apart."""
+    exact = load_model(mini_folder).double()
+    prompt, answers = (5, 6, 7), [(8, 9), (10,), (11, 12, 13)]
+    given_ = [*(Encoded(prompt, answer) for answer in answers), Encoded((9, 9), (8,)), Encoded(prompt, (8, 9))]
+    assert [len(tree.completions) for tree in trees_of(given_)] == [3, 1, 1]
+    for sequence, logps in zip(given_, completion_logps(exact, given_), strict=True):
+        torch.testing.assert_close(logps, plain(exact, sequence), rtol=0, atol=1e-12)
 
 
 def test_a_sequence_without_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a prompt"):
         Encoded((), (1, 2))
-
-
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
-def test_micro_batches_hold_every_index_once_within_the_budget(lengths: list[int], tokens: int) -> None:
-    groups = list(micro_batches(lengths, tokens))
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or max(lengths[index] for index in group) * len(group) <= tokens

@@ -13,8 +13,10 @@ import torch
 
 from gsil_bench.methods import Method, PairLogProbs, load_method, with_settings
 from gsil_bench.models.checkpoint import load_model
-from gsil_bench.models.logprobs import completion_logps
-from gsil_bench.training import loop
+from gsil_bench.models.logprobs import completion_logps, tree_logps
+from gsil_bench.models.policy import Policy
+from gsil_bench.records import Encoded
+from gsil_bench.training import loop, metrics, state
 from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree, steps_of_round
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.reference import read_reference, write_reference
@@ -30,22 +32,28 @@ def ids(seed: int, length: int) -> tuple[int, ...]:
 def make_trees(folder: Path, count: int = 24) -> list[Tree]:
     """Trees of varying lengths with reference log-probs of the model itself."""
     trees = [
-        Tree(f"t{n}", ids(n, 3 + n % 5), Branch(ids(100 + n, 4 + n % 7)), Branch(ids(200 + n, 2 + n % 9))) for n in range(count)
+        Tree(f"t{n}", ids(n, 3 + n % 5), Branch(ids(100 + n, 4 + n % 7)), (Branch(ids(200 + n, 2 + n % 9)),))
+        for n in range(count)
     ]
     model = load_model(folder)
-    sums = [float(logp.sum()) for logp in completion_logps(model, [item for tree in trees for item in tree.sequences()])]
-    return [
-        dataclasses.replace(
-            tree,
-            real=dataclasses.replace(tree.real, reference_logp=sums[2 * n]),
-            generated=Branch(tree.generated.completion_ids, sums[2 * n + 1]) if tree.generated else None,
-        )
-        for n, tree in enumerate(trees)
+    with Policy(model) as policy:
+        sums = [float(logps.sum()) for logps in tree_logps(policy, [tree.tokens for tree in trees], 4096)]
+    known = [
+        Branch(branch.completion_ids, logp) for branch, logp in zip([b for t in trees for b in t.branches], sums, strict=True)
     ]
+    return [Tree(tree.id, tree.prompt_ids, known[2 * n], (known[2 * n + 1],)) for n, tree in enumerate(trees)]
 
 
 def settings_for(name: str, **changes: object) -> Method:
     return with_settings(load_method(name), {"learning_rate": 1e-3, "batch_size": 8, **changes})
+
+
+def encoded(trees: list[Tree]) -> list[Encoded]:
+    return [Encoded(tree.prompt_ids, branch.completion_ids) for tree in trees for branch in tree.branches]
+
+
+def read_lines(folder: Path) -> list[dict[str, float]]:
+    return metrics.read_metrics(folder / metrics.FILE)
 
 
 def weights_after(folder: Path, method: Method, steps: list[list[Tree]], work: Path, floor: float | None = 1e-3) -> torch.Tensor:
@@ -61,8 +69,8 @@ def test_micro_batches_do_not_change_the_result(tiny_model: Path, tmp_path: Path
     steps = list(ShuffledSteps(make_trees(tiny_model), 8, 1, (0, 0)))
     steps = [[tree.demonstration_only() for tree in steps[0]]] if "reference" not in load_method(name).needs else steps
     one = weights_after(tiny_model, settings_for(name, micro_batch_tokens=100_000), steps, tmp_path / "one")
-    many = weights_after(tiny_model, settings_for(name, micro_batch_tokens=1), steps, tmp_path / "many")
-    first, second = (json.loads((tmp_path / side / loop.METRICS).read_text()) for side in ("one", "many"))
+    many = weights_after(tiny_model, settings_for(name, micro_batch_trees=1), steps, tmp_path / "many")
+    first, second = (json.loads((tmp_path / side / metrics.FILE).read_text()) for side in ("one", "many"))
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
     start = weights_after(tiny_model, settings_for(name), [], tmp_path / "none")
@@ -86,21 +94,21 @@ def test_a_stopped_run_resumes_bit_for_bit(tiny_model: Path, tmp_path: Path, nam
     work = tmp_path / "stopped"
     work.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        loop.train(load_model(tiny_model), method, loop.Schedule(steps, 1e-3), work, stop)
-    (work / loop.METRICS).open("a").write('{"torn')  # what a kill while writing leaves
+        loop.train(load_model(tiny_model), method, loop.Schedule(steps, 1e-3), work, loop.Surroundings(stop))
+    (work / metrics.FILE).open("a").write('{"torn')  # what a kill while writing leaves
     resumed = load_model(tiny_model)
-    facts = loop.train(resumed, method, loop.Schedule(steps, 1e-3), work)
+    _, facts = loop.train(resumed, method, loop.Schedule(steps, 1e-3), work)
     assert torch.equal(whole, torch.cat([parameter.detach().flatten() for parameter in resumed.parameters()]))
-    assert (work / loop.METRICS).read_text() == (tmp_path / "whole" / loop.METRICS).read_text()
+    assert (work / metrics.FILE).read_text() == (tmp_path / "whole" / metrics.FILE).read_text()
     assert facts["steps"] == 6
-    assert facts["tokens"] == sum(len(item) for step in steps for tree in step for item in tree.sequences())
+    assert facts["tokens"] == sum(tree.tokens.positions("shared") for step in steps for tree in step)
 
 
 def test_a_damaged_state_starts_the_round_again(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     steps = list(ShuffledSteps(make_trees(tiny_model), 8, 2, (1, 0)))
     whole = weights_after(tiny_model, settings_for("sft"), steps, tmp_path / "whole")
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / loop.STATE).write_text("junk")
+    (tmp_path / "damaged" / state.FILE).write_text("junk")
     assert torch.equal(weights_after(tiny_model, settings_for("sft"), steps, tmp_path / "damaged"), whole)
     assert "the round starts again" in caplog.text
 
@@ -114,7 +122,7 @@ def test_divergence_is_a_failure_even_in_the_last_step(tiny_model: Path, tmp_pat
 def test_a_reference_without_generated_answers_is_checked_at_step_zero(tiny_model: Path, tmp_path: Path) -> None:
     trees = [tree.demonstration_only() for tree in make_trees(tiny_model)]
     method = dataclasses.replace(support.FORGETFUL, needs=frozenset({"reference"}))
-    facts = loop.train(load_model(tiny_model), method, loop.Schedule([trees], 1e-4), tmp_path)
+    _, facts = loop.train(load_model(tiny_model), method, loop.Schedule([trees], 1e-4), tmp_path)
     assert facts["step_zero"] <= 1e-3
 
 
@@ -122,14 +130,14 @@ def test_a_reference_without_generated_answers_is_checked_at_step_zero(tiny_mode
 def test_every_method_lowers_its_own_loss(tiny_model: Path, tmp_path: Path, name: str) -> None:
     trees = make_trees(tiny_model, 8)
     weights_after(tiny_model, settings_for(name, schedule="constant"), [trees] * 20, tmp_path / "run")
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / loop.METRICS).read_text().splitlines()]
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / metrics.FILE).read_text().splitlines()]
     assert losses[-1] < losses[0]
 
 
 def test_step_zero_is_measured_and_a_foreign_reference_stops_the_run(tiny_model: Path, tmp_path: Path) -> None:
     trees = make_trees(tiny_model)
     method, model = settings_for("gsil-logistic"), load_model(tiny_model)
-    facts = loop.train(model, method, loop.Schedule([trees[:8]], 1e-4), tmp_path)
+    _, facts = loop.train(model, method, loop.Schedule([trees[:8]], 1e-4), tmp_path)
     assert facts["step_zero"] <= 1e-3
     shifted = [dataclasses.replace(tree, real=Branch(tree.real.completion_ids, tree.real.reference_logp + 0.5)) for tree in trees]  # type: ignore[operator]
     with pytest.raises(loop.TrainingError, match=r"step 0: a log-ratio of 0\.5"):
@@ -137,7 +145,7 @@ def test_step_zero_is_measured_and_a_foreign_reference_stops_the_run(tiny_model:
 
 
 def test_a_need_that_was_not_declared_shows_at_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
-    trees = [dataclasses.replace(tree, real=Branch(tree.real.completion_ids), generated=None) for tree in make_trees(tiny_model)]
+    trees = [dataclasses.replace(tree, real=Branch(tree.real.completion_ids), generated=()) for tree in make_trees(tiny_model)]
     with pytest.raises(loop.TrainingError, match="not finite at step 1; it declares that it needs nothing"):
         loop.train(load_model(tiny_model), support.FORGETFUL, loop.Schedule([trees]), tmp_path)
 
@@ -188,12 +196,12 @@ def test_control_matches_the_pairs_tokens_step_by_step(tiny_model: Path) -> None
         ahead += sum(tree.scored_tokens for tree in matched) - sum(tree.scored_tokens for tree in step)
         assert abs(ahead) <= longest
         assert [tree.id for tree in matched[:8]] == [tree.id for tree in step]
-        assert all(tree.generated is None for tree in matched)
+        assert not any(tree.generated for tree in matched)
 
 
 def test_a_long_demonstration_does_not_starve_the_control() -> None:
     """60 demonstrations of 10 tokens, one of 1,000: the control's tokens follow the pairs' over the round."""
-    trees = [Tree(str(n), (1,), Branch((2,) * (1000 if n == 7 else 10)), Branch((2,) * 10)) for n in range(60)]
+    trees = [Tree(str(n), (1,), Branch((2,) * (1000 if n == 7 else 10)), (Branch((2,) * 10),)) for n in range(60)]
     pairs = ShuffledSteps(trees, 4, 150, (0, 0))
     wanted = sum(tree.scored_tokens for step in pairs for tree in step)
     got = sum(tree.scored_tokens for step in MatchedDemonstrations(pairs) for tree in step)
@@ -202,7 +210,7 @@ def test_a_long_demonstration_does_not_starve_the_control() -> None:
 
 def test_reference_file_round_trip_and_refusal_of_other_sequences(tiny_model: Path, tmp_path: Path) -> None:
     model = load_model(tiny_model)
-    sequences = [item for tree in make_trees(tiny_model, 6) for item in tree.sequences()]
+    sequences = encoded(make_trees(tiny_model, 6))
     floor = write_reference(model, sequences, 512, tmp_path)
     kept = read_reference(tmp_path, sequences)
     for logps, exact in zip(kept, completion_logps(model.double(), sequences), strict=True):
@@ -215,7 +223,8 @@ def test_reference_file_round_trip_and_refusal_of_other_sequences(tiny_model: Pa
 
 def test_pair_logps_are_nan_where_nothing_was_computed(tiny_model: Path) -> None:
     trees = [tree.demonstration_only() for tree in make_trees(tiny_model, 3)]
-    pair = loop.pair_logps(load_model(tiny_model), trees)
+    pair, weights = loop.pair_logps(Policy(load_model(tiny_model)), trees)
+    assert weights.tolist() == [1.0] * 3
     assert pair.real_tokens.tolist() == [len(tree.real.completion_ids) for tree in trees]
     assert all(math.isnan(value) for value in pair.policy_generated_logps.tolist())
     assert pair.policy_real_logps.dtype == torch.float32

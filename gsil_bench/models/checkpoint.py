@@ -6,13 +6,15 @@ import json
 import math
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gsil_bench.errors import UserError
 from gsil_bench.records import digest, file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["fp32", "bf16"]
 
 PACKAGED = {"mini": "data/mini/model"}
 """Models that come with the package."""
@@ -63,8 +65,8 @@ def weights_sha256(folder: Path) -> str:
     return digest([config, [file_sha256(shard) for shard in weight_files(folder)]])
 
 
-def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """The causal language model of a folder in fp32, dropout off. Safetensors only, no remote code."""
+def load_model(folder: Path, device: str = "cpu", dtype: Dtype = "fp32") -> PreTrainedModel:
+    """The causal language model of a folder, dropout off. Safetensors only, no remote code."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -74,7 +76,7 @@ def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -106,6 +108,11 @@ def _unloadable(what: str, folder: Path, error: Exception) -> UserError:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
     """Write weights, configuration and tokenizer; returns the weights' fingerprint."""
     model.save_pretrained(folder)
+    return save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    """Write the tokenizer beside weights that are there already; returns their fingerprint."""
     tokenizer.save_pretrained(folder)
     return weights_sha256(folder)
 

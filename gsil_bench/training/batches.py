@@ -1,4 +1,4 @@
-"""What the loop trains on: trees (a prompt, its demonstration, a self-generation) and the order in which steps take them.
+"""What the loop trains on: trees (a prompt, its demonstration, its self-generations) and the order in which steps take them.
 
 The order is a function of seed and round only, so it does not change with micro-batches, memory or an interruption.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gsil_bench.records import Encoded
+from gsil_bench.models.packing import TokenTree
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,30 @@ class Branch:
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt with its demonstration and, for pairwise methods, one self-generation (or rejected answer)."""
+    """A prompt with its demonstration and, for pairwise methods, its self-generations (or the rejected answer)."""
 
     id: str
     prompt_ids: tuple[int, ...]
     real: Branch
-    generated: Branch | None = None
+    generated: tuple[Branch, ...] = ()
 
-    def sequences(self) -> list[Encoded]:
-        """The branches as prompt and completion, the demonstration first."""
-        branches = [self.real] if self.generated is None else [self.real, self.generated]
-        return [Encoded(self.prompt_ids, branch.completion_ids) for branch in branches]
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """All completions, the demonstration first."""
+        return (self.real, *self.generated)
+
+    @property
+    def tokens(self) -> TokenTree:
+        """The tree as a forward pass takes it."""
+        return TokenTree(self.prompt_ids, tuple(branch.completion_ids for branch in self.branches))
 
     @property
     def scored_tokens(self) -> int:
-        """Tokens of all branches that have a log-prob."""
-        return sum(len(sequence.completion_ids) for sequence in self.sequences())
+        """Tokens of all completions: those that have a log-prob."""
+        return sum(len(branch.completion_ids) for branch in self.branches)
 
     def demonstration_only(self) -> Tree:
-        """The tree without its self-generation."""
+        """The tree without its self-generations."""
         return Tree(self.id, self.prompt_ids, self.real)
 
 

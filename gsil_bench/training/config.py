@@ -10,6 +10,10 @@ from typing import Any
 
 from gsil_bench.errors import UserError, unknown_name
 
+LAYOUTS = ("shared", "packed", "padded")
+OPTIMIZERS = ("adamw", "rmsprop", "adamw-8bit")
+"""Names, here without torch; a test holds them equal to those of packing.py and optimizers.py."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -24,11 +28,25 @@ class TrainConfig:
     batch_size: int = 32
     """Demonstrations per optimiser step."""
     micro_batch_tokens: int = 8192
-    """Padded tokens per forward pass; memory only, the result does not depend on it beyond rounding."""
+    """Positions per forward pass; memory only, the result does not depend on it beyond rounding. A demonstration that does not
+    fit with its self-generations is left out, counted and reported."""
+    micro_batch_trees: int = 0
+    """Demonstrations (each with its self-generations) per forward pass at most; 0 does not limit them."""
+    layout: str = "auto"
+    """How a forward pass lays them out: "shared" (a prompt once for all its completions), "packed" (one after the other) or
+    "padded"; "auto" takes the first that gives on this model what padding gives."""
+    gradient_checkpointing: str = "auto"
+    """Recompute activations in the backward pass: "on", "off", or "auto": from the first time that memory runs out."""
+    lora_rank: int = 0
+    """Train a low-rank adapter on all linear layers but the head, and merge it at the round's end; 0 trains all weights."""
+    lora_alpha: float = 16.0
+    """The adapter's update is scaled by lora_alpha / lora_rank."""
     warmup: float = 0.1
     """Share of a round's steps in which the learning rate rises linearly."""
     schedule: str = "linear"
     """After the warm-up: "linear" or "cosine" to zero, or "constant"."""
+    optimizer: str = "adamw"
+    """"adamw", "rmsprop" or "adamw-8bit"."""
     weight_decay: float = 0.0
     beta1: float = 0.9
     """AdamW's first moment."""
@@ -36,6 +54,8 @@ class TrainConfig:
     """AdamW's second moment."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
+    log_every: int = 10
+    """Steps after which metrics are read from the device and written, one line a step."""
 
     @property
     def peak_learning_rate(self) -> float:
@@ -65,6 +85,13 @@ class TrainConfig:
             "epochs": config.epochs > 0,
             "batch_size": config.batch_size >= 1,
             "micro_batch_tokens": config.micro_batch_tokens >= 1,
+            "micro_batch_trees": config.micro_batch_trees >= 0,
+            "layout": config.layout in ("auto", *LAYOUTS),
+            "gradient_checkpointing": config.gradient_checkpointing in ("auto", "on", "off"),
+            "lora_rank": config.lora_rank >= 0,
+            "lora_alpha": config.lora_alpha > 0,
+            "optimizer": config.optimizer in OPTIMIZERS,
+            "log_every": config.log_every >= 1,
             "warmup": 0 <= config.warmup < 1,
             "schedule": config.schedule in ("linear", "cosine", "constant"),
             "weight_decay": config.weight_decay >= 0,

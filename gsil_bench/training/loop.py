@@ -1,45 +1,55 @@
 """The training loop: the only `optimizer.step()` of the suite. It never asks a method's name.
 
-A step's loss is the sum over its examples divided by the whole step's count (examples or tokens), so micro-batches change
-memory and rounding, not the result. Before the first step of a round that starts from its reference, every log-ratio must be 0
-up to rounding (ten times the measured noise floor, a thousandth of a nat at least); a larger one stops the run. State is saved
-at step boundaries; a resumed run repeats the steps of an uninterrupted one exactly.
+A step's trees are packed into micro-batches under a token budget. The step's loss is the sum over its pairs divided by the
+whole step's count (examples or tokens), so micro-batches, layout and the number of processes change memory and rounding, not
+the result. Before the first step of a round that starts from its reference, every log-ratio must be 0 up to rounding (ten times
+the measured noise floor, a thousandth of a nat at least); a larger one stops the run. State is saved at step boundaries; a
+resumed run repeats the steps of an uninterrupted one exactly. Nothing is read from the device but one number a step, which says
+that loss and gradient are finite; metrics are read every `log_every` steps.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import math
+import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gsil_bench.methods import Method, PairLogProbs
-from gsil_bench.models.logprobs import PaddedBatch, micro_batches, token_logps
-from gsil_bench.records import Encoded, write_atomically
+from gsil_bench.models.packing import micro_batches
+from gsil_bench.models.policy import Policy
+from gsil_bench.training import metrics
 from gsil_bench.training.batches import Steps, Tree
 from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.metrics import MetricsLog
+from gsil_bench.training.optimizers import build_optimizer, trained_parameters
+from gsil_bench.training.parallel import ALONE, Team
+from gsil_bench.training.state import load_state, save_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.pt"
-METRICS = "metrics.jsonl"
 SAVE_EVERY_SECONDS = 30.0
 SAVING_SHARE = 20.0
 """A save is followed by at least so many times its own duration of training: large models are not saved all the time."""
 DIVERGED = "training diverged, a lower learning rate may help"
 STEP_ZERO_TOLERANCE = 1e-3
 """Nats per sequence: a step-0 log-ratio is wrong when it exceeds both this and ten times the measured noise floor."""
+NAMED_IDS = 5
+"""Demonstrations that an error names at most."""
 
 
 class TrainingError(RuntimeError):
@@ -54,63 +64,85 @@ class Schedule:
     """Iterated from the start each time: a resumed run skips what it had done."""
     noise_floor: float | None = None
     """Of the reference, in nats per sequence; None if the round does not start from its reference."""
+    seed: int = 0
+    """Of the generators, for a loss that draws noise."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a round is run with, besides what it trains: nothing here changes the weights beyond rounding."""
+
+    advance: Callable[[int], None] = lambda done: None
+    """Called with the steps done since the last call; may raise to stop, the state is saved first."""
+    save_every_seconds: float = SAVE_EVERY_SECONDS
+    autocast: bool = False
+    """Matrix products in bf16 over fp32 weights."""
+    shadows: tuple[Method, ...] = ()
+    """Pairwise methods whose losses are logged beside the trained one's."""
+    track: Callable[[Mapping[str, float], int], None] = lambda values, step: None
+    """A tracker that is given every line of metrics."""
+    team: Team = ALONE
 
 
 def train(
-    model: PreTrainedModel,
-    method: Method,
-    schedule: Schedule,
-    folder: Path,
-    advance: Callable[[int], None] = lambda done: None,
-    save_every_seconds: float = SAVE_EVERY_SECONDS,
-) -> dict[str, Any]:
+    model: PreTrainedModel, method: Method, schedule: Schedule, folder: Path, run: Surroundings = Surroundings()
+) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
     """Train the model in place for one round; `folder` keeps metrics and the state to resume from, which the caller removes when
     the weights are safe.
 
     Args:
         model: the round's starting point, in eval mode: dropout stays off, policy and reference must agree.
-        advance: called with the steps done since the last call; may raise to stop, the state is saved first.
 
     Returns:
-        Facts of the round: steps, tokens (processed, padding excluded), step-0 log-ratio.
+        The whole weights where the model holds a part of them only, otherwise None; and facts of the round: steps, tokens
+        (positions computed), scored tokens, step-0 log-ratio, layout and why it is no faster one.
 
     Raises:
         TrainingError: see the class.
     """
-    config = TrainConfig.of(method.training, where=method.name)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.peak_learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+    config, team = TrainConfig.of(method.training, where=method.name), run.team
+    policy = Policy(model, config.layout, run.autocast)
+    wrapped = team.wrap(policy)
+    optimizer = build_optimizer(
+        policy.parameters(), config.optimizer, config.peak_learning_rate, (config.beta1, config.beta2), config.weight_decay
     )
-    start, facts = _resume(model, optimizer, folder)
+    work = _Work(policy, wrapped, optimizer, method, config, run)
+    random.seed(schedule.seed)
+    torch.manual_seed(schedule.seed)
+    start, facts = load_state(team, policy, optimizer, folder)
     if start == 0:
-        facts = {"step_zero": _step_zero(model, method, schedule, config), "tokens": 0, "scored_tokens": 0}
-    advance(start)
-    saved_at = time.monotonic()
+        facts = {"step_zero": work.step_zero(schedule), "tokens": 0, "scored_tokens": 0, "seconds_of_steps": 0.0}
+    log = MetricsLog(folder / metrics.FILE, config.log_every, run.track, writes=team.rank == 0)
+    clock = _Clock(run.save_every_seconds)
+    run.advance(start)
     for step, trees in enumerate(islice(schedule.steps, start, None), start):
+        started = time.monotonic()
+        rate = learning_rate(config, step, len(schedule.steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, len(schedule.steps))
-        metrics = _accumulate(model, method, config, trees, step)
-        metrics["grad_norm"] = _clip(model, config.max_grad_norm)
-        if not math.isfinite(metrics["grad_norm"]):
-            raise TrainingError(f"the gradient is not finite at step {step + 1}; {DIVERGED}")
+            group["lr"] = rate
+        line, finite = work.accumulate(trees)
+        if not finite:
+            log.flush()
+            save_state(team, policy, optimizer, folder, step, facts)
+            raise TrainingError(work.trouble(step))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        facts["tokens"] += sum(len(sequence) for tree in trees for sequence in tree.sequences())
+        log.add({"step": step + 1, "learning_rate": rate, **line})
+        facts["tokens"] += sum(tree.tokens.positions(policy.layout) for tree in trees)
         facts["scored_tokens"] += sum(tree.scored_tokens for tree in trees)
-        _log(folder, {"step": step + 1, "learning_rate": optimizer.param_groups[0]["lr"], **metrics})
-        try:
-            advance(1)
-        except KeyboardInterrupt:
-            _save(model, optimizer, folder, step + 1, facts)
-            raise
-        if time.monotonic() - saved_at > save_every_seconds:
-            started = time.monotonic()
-            _save(model, optimizer, folder, step + 1, facts)
-            saved_at = time.monotonic()
-            save_every_seconds = max(save_every_seconds, SAVING_SHARE * (saved_at - started))
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        facts["seconds_of_steps"] += time.monotonic() - started
+        interruption = _advance(run, team)
+        if interruption or clock.is_due():
+            log.flush()
+            with clock:
+                save_state(team, policy, optimizer, folder, step + 1, facts)
+        if interruption:
+            raise interruption
+    log.flush()
+    if not team.all_finite(policy):
         raise TrainingError(f"weights are not finite after the last step; {DIVERGED}")
-    return {**facts, "steps": len(schedule.steps)}
+    policy.restore()
+    return team.whole_weights(policy), {**facts, "steps": len(schedule.steps), "layout": work.layout, "notes": policy.notes}
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -123,136 +155,186 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.peak_learning_rate * shapes[config.schedule]
 
 
-def _accumulate(
-    model: PreTrainedModel, method: Method, config: TrainConfig, trees: Sequence[Tree], step: int
-) -> dict[str, float]:
-    """Add the gradient of the step's mean loss to the parameters; returns the step's metrics."""
-    real_tokens = sum(len(tree.real.completion_ids) for tree in trees)
-    normaliser = len(trees) if method.normalise == "examples" else real_tokens
-    totals: dict[str, float] = {}
-    for group in tree_batches(trees, config.micro_batch_tokens):
-        pair = pair_logps(model, group)
-        losses = _losses(method, pair, step)  # (pairs,)
-        (losses.sum() / normaliser).backward()  # type: ignore[no-untyped-call]
-        for key, value in _metrics(pair, losses).items():
-            totals[key] = totals.get(key, 0.0) + value
-    means = {key: value / len(trees) for key, value in totals.items() if math.isfinite(value)}
-    return {**means, "loss": totals["loss"] / normaliser, "real_nll_per_token": -totals["real_logps"] / real_tokens}
+@dataclass
+class _Work:
+    """A step's forward and backward passes."""
 
+    policy: Policy
+    wrapped: torch.nn.Module
+    """The policy as the team wraps it."""
+    optimizer: Any
+    method: Method
+    config: TrainConfig
+    run: Surroundings
+    _done: list[tuple[list[Tree], PairLogProbs, Tensor, Tensor]] = field(default_factory=list)
+    """Micro-batches of the newest step: trees, log-probs, weights and losses of the pairs."""
 
-def tree_batches(trees: Sequence[Tree], tokens: int) -> list[list[Tree]]:
-    """Trees in groups whose padded sequences stay within a token budget."""
-    widths = [max(len(sequence) for sequence in tree.sequences()) for tree in trees]
-    branches = max(len(tree.sequences()) for tree in trees)
-    return [[trees[index] for index in group] for group in micro_batches(widths, max(1, tokens // branches))]
+    def __post_init__(self) -> None:
+        self.layout = self.policy.layout
+        if self.config.gradient_checkpointing == "on":
+            self.policy.recompute_activations()
 
+    def accumulate(self, trees: Sequence[Tree]) -> tuple[dict[str, Tensor], bool]:
+        """Add the gradient of the step's mean loss to the parameters and clip it.
 
-def pair_logps(model: PreTrainedModel, trees: Sequence[Tree]) -> PairLogProbs:
-    """Policy log-probs of the trees' branches in one forward pass, beside the reference's; (trees,) each."""
-    reals = [Encoded(tree.prompt_ids, tree.real.completion_ids) for tree in trees]
-    generated = [Encoded(tree.prompt_ids, tree.generated.completion_ids) for tree in trees if tree.generated]
-    if len(generated) not in (0, len(trees)):
-        raise ValueError("either every tree of a step has a self-generation or none")
-    logps = token_logps(model, PaddedBatch.of([*reals, *generated], model.device))  # (rows, width)
-    sums = logps.double().sum(1).to(logps.dtype)  # (rows,): rounded once, as the reference's are
-    missing = sums.new_full((len(trees),), math.nan)
-    return PairLogProbs(
-        policy_real_logps=sums[: len(trees)],
-        policy_generated_logps=sums[len(trees) :] if generated else missing,
-        reference_real_logps=_vector(sums, [tree.real.reference_logp for tree in trees]),
-        reference_generated_logps=_vector(sums, [tree.generated.reference_logp if tree.generated else None for tree in trees]),
-        real_tokens=_vector(sums, [len(sequence.completion_ids) for sequence in reals]),
-        generated_tokens=_vector(sums, [len(sequence.completion_ids) for sequence in generated]) if generated else missing,
-    )
+        Returns:
+            The step's metrics, on the device; whether loss and gradient are finite.
+        """
+        try:
+            line = self._accumulate(trees)
+        except torch.OutOfMemoryError:
+            if self.policy.recomputes or self.config.gradient_checkpointing != "auto" or self.run.team.size > 1:
+                raise
+            logger.warning("out of memory: from here on, activations are recomputed in the backward pass")
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.policy.recompute_activations()
+            line = self._accumulate(trees)
+        line["grad_norm"] = _clip(trained_parameters(self.optimizer), self.config.max_grad_norm)
+        return line, math.isfinite(float(line["grad_norm"] + 0 * line["loss"]))  # the one number that is read: 0 * inf is NaN
 
+    def _accumulate(self, trees: Sequence[Tree]) -> dict[str, Tensor]:
+        team, config = self.run.team, self.config
+        real_tokens = sum(len(tree.real.completion_ids) for tree in trees)
+        normaliser = len(trees) if self.method.normalise == "examples" else real_tokens
+        groups = micro_batches([tree.tokens for tree in trees], self.layout, config.micro_batch_tokens, config.micro_batch_trees)
+        turns = -(-len(groups) // team.size)
+        self._done.clear()
+        for turn in range(turns):
+            number = turn * team.size + team.rank
+            members = [trees[index] for index in groups[number % len(groups)]]
+            with team.accumulate(self.wrapped, last=turn + 1 == turns):
+                pair, weights = pair_logps(self.wrapped, members)
+                losses = self._losses(pair)  # (pairs,)
+                idle = number >= len(groups)  # a repeated micro-batch: collectives need everybody, the sum does not
+                share = (losses * weights).sum() * (0.0 if idle else team.size / normaliser)
+                share.backward()  # type: ignore[no-untyped-call]
+            if not idle:
+                self._done.append((members, pair, weights, losses.detach()))
+        return self._line(len(trees), normaliser, real_tokens)
 
-def _vector(like: Tensor, values: Sequence[float | None]) -> Tensor:
-    """Values as (pairs,); one that is not there is NaN, so that a loss that was not promised it shows at once."""
-    return like.new_tensor([math.nan if value is None else value for value in values])
+    def _losses(self, pair: PairLogProbs) -> Tensor:
+        """The method's loss of each pair."""
+        assert self.method.loss is not None, f"{self.method.name} does not train"
+        losses = self.method.loss(pair, **self.method.settings)
+        if losses.shape != pair.policy_real_logps.shape:
+            raise TrainingError(
+                f"the loss returned shape {tuple(losses.shape)} for {len(pair.real_tokens)} pairs, not one value each"
+            )
+        return losses
 
+    def _line(self, count: int, normaliser: int, real_tokens: int) -> dict[str, Tensor]:
+        """Means over the step's demonstrations, on all ranks."""
+        pair = metrics.concatenate([done[1] for done in self._done])
+        weights, losses = torch.cat([done[2] for done in self._done]), torch.cat([done[3] for done in self._done])
+        shadows = self.run.shadows if self.method.needs >= metrics.PAIRWISE else ()
+        sums = metrics.step_sums(pair, weights, losses, shadows)
+        totals = self.run.team.total(torch.stack(list(sums.values()))).unbind()
+        means = {name: total / count for name, total in zip(sums, totals, strict=True)}
+        nll = -means["real_logps"] * count / real_tokens
+        return {**means, "loss": means["loss"] * count / normaliser, "real_nll_per_token": nll}
 
-def _losses(method: Method, pair: PairLogProbs, step: int) -> Tensor:
-    """The method's loss of each example, checked."""
-    assert method.loss is not None, f"{method.name} does not train"
-    losses = method.loss(pair, **method.settings)
-    if losses.shape != pair.policy_real_logps.shape:
-        raise TrainingError(
-            f"the loss returned shape {tuple(losses.shape)} for {len(pair.real_tokens)} pairs, not one value each"
-        )
-    if not torch.isfinite(losses).all():
-        needs = ", ".join(sorted(method.needs)) or "nothing"
-        why = f"it declares that it needs {needs}: is something missing?" if step == 0 else DIVERGED
-        raise TrainingError(f"the loss is not finite at step {step + 1}; {why}")
-    return losses
-
-
-def _metrics(pair: PairLogProbs, losses: Tensor) -> dict[str, float]:
-    """Sums over the examples; a NaN (not computed) stays NaN."""
-    rows = torch.stack(
-        [
-            losses,
-            pair.policy_real_logps,
-            pair.policy_generated_logps,
-            pair.real_log_ratios,
-            pair.generated_log_ratios,
-            pair.real_log_ratios - pair.generated_log_ratios,
+    def trouble(self, step: int) -> str:
+        """What is not finite in the newest step, and where."""
+        bad = [
+            tree.id
+            for members, _, _, losses in self._done
+            for tree, loss in zip(_of_pairs(members), losses.tolist(), strict=True)
+            if not math.isfinite(loss)
         ]
-    )
-    names = ("loss", "real_logps", "generated_logps", "real_log_ratio", "generated_log_ratio", "margin")
-    return dict(zip(names, rows.detach().double().sum(1).tolist(), strict=True))
+        if not bad:
+            return f"the gradient is not finite at step {step + 1}; {DIVERGED}"
+        needs = ", ".join(sorted(self.method.needs)) or "nothing"
+        why = f"it declares that it needs {needs}: is something missing?" if step == 0 else DIVERGED
+        named = ", ".join(dict.fromkeys(bad[:NAMED_IDS])) + (", …" if len(bad) > NAMED_IDS else "")
+        return f"the loss is not finite at step {step + 1}; {why} (demonstrations {named})"
+
+    @torch.no_grad()
+    def step_zero(self, schedule: Schedule) -> float | None:
+        """Largest |log-ratio| of the first step's sequences: zero where policy and reference are the same weights."""
+        if schedule.noise_floor is None or "reference" not in self.method.needs or not len(schedule.steps):
+            return None
+        trees = next(iter(schedule.steps))
+        groups = micro_batches([tree.tokens for tree in trees], self.layout, self.config.micro_batch_tokens)
+        pairs = [pair_logps(self.wrapped, [trees[index] for index in group])[0] for group in groups]
+        ratios = torch.cat([torch.cat((pair.real_log_ratios, pair.generated_log_ratios)) for pair in pairs])
+        # A method may compare its demonstrations alone with the reference: NaN is not there, and no loss may use it.
+        worst = float(ratios[~ratios.isnan()].abs().max()) if not ratios.isnan().all() else math.nan
+        if not worst <= max(STEP_ZERO_TOLERANCE, 10 * schedule.noise_floor):
+            raise TrainingError(
+                f"step 0: a log-ratio of {worst:.3g} nats where policy and reference are the same weights "
+                f"(noise floor {schedule.noise_floor:.1g}); the reference log-probs do not belong to this policy"
+            )
+        return worst
 
 
-@torch.no_grad()
-def _step_zero(model: PreTrainedModel, method: Method, schedule: Schedule, config: TrainConfig) -> float | None:
-    """Largest |log-ratio| of the first step's sequences, which must be zero where policy and reference are the same weights."""
-    if schedule.noise_floor is None or "reference" not in method.needs or not len(schedule.steps):
-        return None
-    pairs = [pair_logps(model, group) for group in tree_batches(next(iter(schedule.steps)), config.micro_batch_tokens)]
-    ratios = torch.cat([pair.real_log_ratios for pair in pairs])
-    if not pairs[0].generated_tokens.isnan().all():  # a method may compare its demonstrations alone with the reference
-        ratios = torch.cat([ratios, *(pair.generated_log_ratios for pair in pairs)])
-    worst = float(ratios.abs().max())
-    if not worst <= max(STEP_ZERO_TOLERANCE, 10 * schedule.noise_floor):
-        raise TrainingError(
-            f"step 0: a log-ratio of {worst:.3g} nats where policy and reference are the same weights "
-            f"(noise floor {schedule.noise_floor:.1g}); the reference log-probs do not belong to this policy"
-        )
-    return worst
+def pair_logps(policy: torch.nn.Module, trees: Sequence[Tree]) -> tuple[PairLogProbs, Tensor]:
+    """Policy log-probs of the trees' pairs in one forward pass, beside the reference's.
+
+    A tree with k self-generations gives k pairs of weight 1/k, one without any a pair whose generated side is NaN.
+
+    Returns:
+        The log-probs, (pairs,) each, and the pairs' weights, (pairs,).
+    """
+    branches = [branch for tree in trees for branch in tree.branches]
+    lengths = [len(branch.completion_ids) for branch in branches]
+    parts = policy([tree.tokens for tree in trees]).split(lengths)
+    sums = (
+        pad_sequence(list(parts), batch_first=True).double().sum(1).float()
+    )  # (branches,), rounded once, as the reference's are
+    first = list(itertools.accumulate((len(tree.branches) for tree in trees), initial=0))
+    pairs = [(first[n], first[n] + k + 1 if tree.generated else None) for n, tree in enumerate(trees) for k in _pairs_of(tree)]
+    known = [math.nan if branch.reference_logp is None else branch.reference_logp for branch in branches]
+    table = torch.stack((sums, sums.new_tensor(known), sums.new_tensor(lengths)))  # (3, branches)
+    real = table[:, [real for real, _ in pairs]]  # (3, pairs)
+    others = [other for _, other in pairs if other is not None]
+    if len(others) not in (0, len(pairs)):
+        raise ValueError("either every tree of a step has a self-generation or none")
+    generated = table[:, others] if others else torch.full_like(real, math.nan)
+    weights = sums.new_tensor([1 / max(1, len(tree.generated)) for tree in _of_pairs(trees)])
+    return PairLogProbs(real[0], generated[0], real[1], generated[1], real[2], generated[2]), weights
 
 
-def _clip(model: PreTrainedModel, max_norm: float) -> float:
-    """Gradient norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
-    return float(norm)
+def _pairs_of(tree: Tree) -> range:
+    return range(max(1, len(tree.generated)))
 
 
-def _log(folder: Path, record: dict[str, float]) -> None:
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def _of_pairs(trees: Sequence[Tree]) -> list[Tree]:
+    """The tree of every pair."""
+    return [tree for tree in trees for _ in _pairs_of(tree)]
 
 
-def _save(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, step: int, facts: dict[str, Any]) -> None:
-    """Everything the next step depends on, written so that a kill leaves the old state or the new one."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "facts": facts}
-    torch.save(state, folder / f"{STATE}.new")
-    (folder / f"{STATE}.new").replace(folder / STATE)
+def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> Tensor:
+    """Gradient norm before clipping, on the device."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _resume(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, dict[str, Any]]:
-    """Load the state of an interrupted run, if there is one, and cut the metrics back to its step."""
-    path, metrics = folder / STATE, folder / METRICS
-    if not path.exists():
-        metrics.unlink(missing_ok=True)
-        return 0, {}
+def _advance(run: Surroundings, team: Team) -> KeyboardInterrupt | None:
+    """Report a step; what asks a rank to stop stops all of them, and is returned, so that the state can be saved first."""
+    asked: KeyboardInterrupt | None = None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: state["step"]] if metrics.exists() else []
-        step, facts = int(state["step"]), dict(state["facts"])
-    except Exception as error:  # whatever a damaged file makes the reader raise, the round starts again
-        logger.warning("%s cannot be read (%s); the round starts again", path, type(error).__name__)
-        path.unlink()
-        return _resume(model, optimizer, folder)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    write_atomically(metrics, "".join(lines))
-    return step, facts
+        run.advance(1)
+    except KeyboardInterrupt as interruption:
+        asked = interruption
+    stops = team.size > 1 and float(team.total(torch.tensor(float(asked is not None), device=team.device)))
+    return asked or (KeyboardInterrupt() if stops else None)
+
+
+@dataclass
+class _Clock:
+    """When to save: every so many seconds, and less often where saving takes long."""
+
+    pause: float
+    _since: float = field(default_factory=time.monotonic)
+    _started: float = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._since > self.pause
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self._since = time.monotonic()
+        self.pause = max(self.pause, SAVING_SHARE * (self._since - self._started))

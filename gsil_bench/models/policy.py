@@ -1,0 +1,266 @@
+"""A model as what training, reference and evaluation need of it: trees in, the log-prob of every scored token out.
+
+One forward pass is: lay the trees out (packing.py), run the backbone with attention over trees (attention.py), gather the hidden
+states of the scored positions, and turn those alone into log-probs (head.py). Which layout a model can have is found out on first
+use: a faster one must give the log-probs and the gradients of plain padding on that model, or the next slower one is taken and
+the reason is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from gsil_bench.errors import unknown_name
+from gsil_bench.models.attention import KERNEL, NAME, SEGMENTS, CannotShareError, use_tree_attention
+from gsil_bench.models.head import Head, UnknownHeadError, backbone, check_head, choose_kernel, scored_logps
+from gsil_bench.models.packing import LAYOUTS, Layout, PackedRow, TokenTree, lay_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+WIDTH_CLASS = 512
+"""Rows on a GPU are padded to a multiple of it: the compiled attention kernel then sees few widths."""
+TOLERANCE = (1e-4, 1e-3)
+"""What a layout may differ by from plain padding in fp32: nats per token, and relative norm of the embeddings' gradient."""
+LOW_PRECISION_TOLERANCE = (0.25, 0.2)
+"""The same in bf16, where padding differs from itself by as much; a wrong mask moves the gradient by its own size."""
+LONGEST_PROBED_WINDOW = 64
+"""Tokens; that a longer sliding window is honoured is seen from a model with a short one."""
+SHARED_LAYERS = ("full_attention", "sliding_attention")
+"""Kinds of layers that can attend over trees; chunked, linear or state-space layers carry more from token to token."""
+
+
+class Policy(torch.nn.Module):
+    """log π(token | everything before it) of every scored token of some trees.
+
+    The log-probs are computed inside `forward`, so that a wrapper (DDP, FSDP2) sees every use of the weights.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: Layout | str = "auto", autocast: bool = False) -> None:
+        """Wrap a model, which serves one policy at a time and gets its own attention back from `restore`.
+
+        Args:
+            layout: "auto" takes the fastest that gives what padding gives; a name insists on that one.
+            autocast: compute matrix products in bf16 under torch.autocast; the weights keep their precision.
+
+        Raises:
+            CannotShareError: the layout that was insisted on is not possible.
+        """
+        super().__init__()
+        if getattr(model.config, "_attn_implementation", None) == NAME:
+            raise RuntimeError("the model belongs to another Policy: restore that one first")
+        self.model = silence_dropout(model)
+        self.recomputes = False
+        """Whether activations are computed again in the backward pass."""
+        self.autocast = autocast
+        self.notes: list[str] = []
+        """Why something slower than possible is used; empty where nothing is."""
+        self.attention_kernel = "flex" if _device(model).type == "cuda" else "segments"
+        self.head_note = self._check_head()
+        self.layout: Layout = "padded"
+        """The layout in use."""
+        self._own_attention: str | None = None
+        self._choose_layout(layout)
+
+    def forward(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Log-probs of all scored tokens, (scored,), at least fp32: tree by tree, completion by completion, token by token."""
+        device = _device(self.model)
+        row = lay_out(trees, self.layout, WIDTH_CLASS if device.type == "cuda" else 1).to(device)
+        with self._precision(device):
+            return self._logps(row)
+
+    def recompute_activations(self) -> None:
+        """Keep no activations of the layers for the backward pass, but compute them again there."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # that layer alone: it recomputes in training mode only, and dropout stays off
+        self.recomputes = True
+
+    def __enter__(self) -> Self:
+        """The policy; afterwards the model has its own attention back."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the model its own attention back."""
+        if self._own_attention is not None:
+            self.model.set_attn_implementation(self._own_attention)
+        self._own_attention, self.layout = None, "padded"
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+    def _logps(self, row: PackedRow) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
+        if row.segments is not None:
+            inputs |= {"position_ids": row.position_ids, SEGMENTS: row.segments, KERNEL: self.attention_kernel}
+        if self.head_note:
+            return _own_logps(self.model, inputs, row)
+        hidden = backbone(self.model)(**inputs).last_hidden_state  # (rows, width, hidden)
+        chosen = hidden.flatten(0, 1)[row.sources]  # (scored, hidden)
+        head = Head.of(self.model)
+        return scored_logps(chosen, head, row.targets, choose_kernel(head, chosen.shape[1], chosen.device))
+
+    def _check_head(self) -> str:
+        """Why the head on scored positions cannot be used with this model, or nothing."""
+        try:
+            ids = torch.arange(1, 9, device=_device(self.model)).remainder(Head.of(self.model).weight.shape[0]).reshape(1, 8)
+            with torch.no_grad():
+                error = check_head(self.model, ids)
+            reason = "" if error <= self._tolerance()[0] else f"its log-probs differ by {error:.2g} from the model's own logits"
+        except UnknownHeadError as error_:
+            reason = str(error_)
+        return self._note(f"the LM head runs as the model has it, over whole vocabularies: {reason}") if reason else ""
+
+    def _choose_layout(self, wanted: str) -> None:
+        if wanted == "padded":
+            return
+        for layout in LAYOUTS[:-1] if wanted == "auto" else [_named(wanted)]:
+            for kernel in dict.fromkeys((self.attention_kernel, "segments")):
+                failure = self._try(layout, kernel)
+                if not failure:
+                    return
+                if wanted != "auto":
+                    raise CannotShareError(f"layout {layout} is not possible with {type(self.model).__name__}: {failure}")
+                self._note(f"layout {layout} ({kernel}) is not used: {failure}")
+
+    def _try(self, layout: Layout, kernel: str) -> str:
+        """Take a layout if it gives what padding gives; why not, otherwise."""
+        trees = _probe(self.model)
+        plain, alone = _sample(self, trees), _sample(self, trees[:1])
+        noise = float((plain.logps[: len(alone.logps)] - alone.logps).abs().max())
+        try:
+            _check_layers(self.model)
+            self._own_attention = use_tree_attention(self.model)
+            self.layout, self.attention_kernel = layout, kernel
+            packed = _sample(self, trees)
+        except (CannotShareError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            self.restore()
+            return " ".join(str(error).split())[:200]
+        difference = float((packed.logps - plain.logps).abs().max())
+        gradient = float((packed.gradient - plain.gradient).norm() / plain.gradient.norm())
+        most, most_gradient = self._tolerance()
+        if difference <= max(most, 10 * noise) and gradient <= most_gradient:
+            return ""
+        self.restore()
+        return f"log-probs differ by {difference:.2g} nats and gradients by {gradient:.2g} from plain padding"
+
+    def _tolerance(self) -> tuple[float, float]:
+        low = self.autocast or next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        return LOW_PRECISION_TOLERANCE if low else TOLERANCE
+
+    def _note(self, text: str) -> str:
+        self.notes.append(text)
+        logger.warning("%s: %s", type(self.model).__name__, text)
+        return text
+
+
+@dataclass(frozen=True)
+class _Sample:
+    logps: Tensor
+    """(scored,)"""
+    gradient: Tensor
+    """(tokens, hidden): of a weighted sum of the log-probs with respect to the embedding's rows that were used."""
+
+
+def _sample(policy: Policy, trees: Sequence[TokenTree]) -> _Sample:
+    """Log-probs of trees, and their gradient down to the embeddings: it has passed through every layer's attention."""
+    embedding = policy.model.get_input_embeddings()
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        kept.append((inputs[0], leaf))
+        return leaf
+
+    handle = embedding.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logps = policy(trees)
+            weights = torch.linspace(-1, 1, len(logps), device=logps.device)
+            (gradient,) = torch.autograd.grad((logps * weights).sum(), kept[-1][1])
+    finally:
+        handle.remove()
+    # A token of the prompt is computed once in one layout and more often in another: compare sums by token id.
+    ids = kept[-1][0].flatten()
+    summed = gradient.new_zeros(int(ids.max()) + 1, gradient.shape[-1], dtype=torch.float32)
+    return _Sample(logps.detach(), summed.index_add(0, ids, gradient.flatten(0, 1).float()))
+
+
+def silence_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Set every dropout of the model to 0, also those that a layer keeps as a number and applies itself."""
+    model.eval()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if (
+                isinstance(value, float)
+                and ("dropout" in name or name == "p")
+                and (name != "p" or "Dropout" in type(module).__name__)
+            ):
+                setattr(module, name, 0.0)
+    return model
+
+
+def _probe(model: PreTrainedModel) -> list[TokenTree]:
+    """Random trees that tell a right layout from a wrong one; longer than a sliding window where the window is short."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    long = min(window, LONGEST_PROBED_WINDOW) + 9
+    random = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, config.vocab_size, (length,), generator=random).tolist())
+
+    return [
+        TokenTree(ids(7), (ids(5), ids(long))),
+        TokenTree(ids(1), (ids(1), ids(3))),
+        TokenTree(ids(12), (ids(4), ids(6), ids(2))),
+        TokenTree(ids(long), (ids(8),)),
+    ]
+
+
+def _check_layers(model: PreTrainedModel) -> None:
+    """Raise CannotShareError for a model with layers that carry more from token to token than attention does."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    strange = sorted(kinds - set(SHARED_LAYERS))
+    if strange:
+        raise CannotShareError(f"it has layers of kind {', '.join(strange)}")
+
+
+def _own_logps(model: PreTrainedModel, inputs: dict[str, Any], row: PackedRow) -> Tensor:
+    """Log-probs from the model's own logits: for heads that head.py does not know."""
+    logits = model(**inputs).logits.flatten(0, 1)[row.sources]  # (scored, vocabulary)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logps: Tensor = logits.gather(1, row.targets[:, None]).squeeze(1) - logits.logsumexp(1)
+    return logps
+
+
+def _named(layout: str) -> Layout:
+    """The layout of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    for known in LAYOUTS:
+        if layout == known:
+            return known
+    raise unknown_name("layout", layout, ["auto", *LAYOUTS])
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device

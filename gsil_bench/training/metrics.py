@@ -1,0 +1,103 @@
+"""What is logged of a step: the loss, log-probs, log-ratios, and the shadow losses; read from the device every N steps.
+
+Shadow losses are all pairwise losses on the log-probs that the step computed anyway: their value and their two gradient weights,
+−∂L/∂log π(real) and ∂L/∂log π(generated), how hard each method would push the two sides up and down at this point of the
+trajectory. They cost no forward pass, and nothing is trained on them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gsil_bench.methods import Method, PairLogProbs
+
+FILE = "metrics.jsonl"
+PAIRWISE = frozenset({"generated", "reference"})
+"""What a method needs whose loss can be computed on every pair."""
+
+
+def concatenate(pairs: Sequence[PairLogProbs]) -> PairLogProbs:
+    """The pairs of several micro-batches as one, without their graphs."""
+    joined = {item.name: torch.cat([getattr(pair, item.name).detach() for pair in pairs]) for item in fields(PairLogProbs)}
+    return PairLogProbs(**joined)
+
+
+def step_sums(pair: PairLogProbs, weights: Tensor, losses: Tensor, shadows: Sequence[Method]) -> dict[str, Tensor]:
+    """Weighted sums over a step's pairs, fp64 scalars on the device; a quantity that was not computed is NaN.
+
+    Args:
+        weights: (pairs,), one over the number of self-generations that the pair's demonstration has.
+    """
+    ratios = {"real_log_ratio": pair.real_log_ratios, "generated_log_ratio": pair.generated_log_ratios}
+    values = {
+        "loss": losses,
+        "real_logps": pair.policy_real_logps,
+        "generated_logps": pair.policy_generated_logps,
+        **ratios,
+        "margin": ratios["real_log_ratio"] - ratios["generated_log_ratio"],
+    }
+    for method in shadows:
+        values |= {f"shadow/{method.name}/{name}": value for name, value in shadow(method, pair).items()}
+    weights = weights.double()
+    return {name: (value.detach().double() * weights).sum() for name, value in values.items()}
+
+
+def shadow(method: Method, pair: PairLogProbs) -> dict[str, Tensor]:
+    """A loss and its two gradient weights at given log-probs, (pairs,) each."""
+    assert method.loss is not None, f"{method.name} has no loss"
+    real, generated = (
+        side.detach().requires_grad_() for side in (pair.policy_real_logps, pair.policy_generated_logps)
+    )  # (pairs,) each
+    with torch.enable_grad():
+        losses = method.loss(replace(pair, policy_real_logps=real, policy_generated_logps=generated), **method.settings)
+        gradients = torch.autograd.grad(losses.sum(), (real, generated), allow_unused=True)
+    down, up = (torch.zeros_like(real) if gradient is None else gradient for gradient in gradients)
+    return {"loss": losses, "real_weight": -down, "generated_weight": up}
+
+
+@dataclass
+class MetricsLog:
+    """JSON lines, one a step. Values stay on the device until `every` steps have gathered."""
+
+    path: Path
+    every: int
+    track: Callable[[Mapping[str, float], int], None] = lambda values, step: None
+    """Also given each line: a tracker."""
+    writes: bool = True
+    """Of several ranks, one writes."""
+    _waiting: list[dict[str, Tensor | float]] = field(default_factory=list)
+
+    def add(self, line: dict[str, Tensor | float]) -> None:
+        """A step's numbers."""
+        if self.writes:
+            self._waiting.append(line)
+        if len(self._waiting) >= self.every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read what waits from the device, in one transfer, and write it."""
+        tensors = [value.double() for line in self._waiting for value in line.values() if isinstance(value, Tensor)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        lines = [
+            {name: next(numbers) if isinstance(value, Tensor) else value for name, value in line.items()}
+            for line in self._waiting
+        ]
+        self._waiting.clear()
+        with self.path.open("a", encoding="utf-8") as file:
+            for line in lines:
+                finite = {name: value for name, value in line.items() if math.isfinite(value)}
+                file.write(json.dumps(finite) + "\n")
+                self.track(finite, int(finite["step"]))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All whole lines."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,184 @@
+"""One round of training as a job: from a checkpoint folder and trees to a checkpoint folder, here or in several processes.
+
+    python -m torch.distributed.run --nproc-per-node 2 -m gsil_bench.training.round FOLDER
+
+is what `launch` runs after it has written the job to FOLDER/round.json. Ranks share a step's micro-batches, and with `sharded`
+the weights too. A rank's failure, and Ctrl-C, reach all of them; the state in the folder is that of one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gsil_bench.methods import Method, SelfPlay, load_method
+from gsil_bench.models import checkpoint
+from gsil_bench.models.adapters import add_lora, merge_lora, save_adapter
+from gsil_bench.records import canonical, write_atomically
+from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree
+from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.loop import Schedule, Surroundings, TrainingError, train
+from gsil_bench.training.parallel import join_team
+
+JOB, FACTS, FAILURE, PROGRESS = "round.json", "facts.json", "failure.txt", "progress"
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 60.0
+"""Time that ranks get to save their state after an interruption."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round trains, from what, in which order."""
+
+    folder: Path
+    """Of the checkpoint that it starts from."""
+    method: Method
+    trees: tuple[Tree, ...]
+    batch_size: int
+    steps: int
+    seed: tuple[int, int]
+    """Of the run, and the round's number."""
+    noise_floor: float | None
+    """Of the reference, if the round starts from it."""
+    model_name: str = "the model that the run started from"
+    device: str = "cpu"
+    dtype: checkpoint.Dtype = "fp32"
+    autocast: bool = False
+    shadows: tuple[str, ...] = ()
+    """Names of the methods whose losses are logged beside the trained one's."""
+
+    def schedule(self) -> Schedule:
+        """Its steps, in order."""
+        pairs = ShuffledSteps(self.trees, min(self.batch_size, len(self.trees)), self.steps, self.seed)
+        steps = MatchedDemonstrations(pairs) if self.method.batches == "matched-demonstrations" else pairs
+        return Schedule(steps, self.noise_floor, self.seed[0])
+
+
+def run_round(job: Round, into: Path, run: Surroundings) -> dict[str, Any]:
+    """Train, and write the weights to `into`; returns the round's facts.
+
+    Raises:
+        TrainingError: training cannot go on.
+    """
+    config = TrainConfig.of(job.method.training, where=job.method.name)
+    # Sharded weights stay in fp32 and are cast as they are gathered: each rank's part is its own master.
+    model = checkpoint.load_model(job.folder, job.device, "fp32" if run.team.casts else job.dtype)
+    adapter = add_lora(model, config.lora_rank, config.lora_alpha, seed=job.seed[0]) if config.lora_rank else None
+    run = dataclasses.replace(run, autocast=job.autocast, shadows=tuple(map(load_method, job.shadows)))
+    weights, facts = train(model, job.method, job.schedule(), into, run)
+    if run.team.rank == 0:
+        if adapter is not None:
+            save_adapter(adapter, into, base=job.model_name)
+            model, weights = merge_lora(adapter), None
+        model.save_pretrained(into, state_dict=weights)
+    return facts
+
+
+def launch(
+    job: Round, into: Path, processes: int, sharded: bool, advance: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """Run a round in several processes of this machine; as `run_round`."""
+    write_atomically(into / JOB, canonical({"sharded": sharded, **_to_json(job)}))
+    for name in (FACTS, FAILURE, PROGRESS):
+        (into / name).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": threads}
+    ranks = subprocess.Popen([*command, "-m", __spec__.name, str(into)], env=environment, start_new_session=True)
+    done = 0
+    try:
+        while ranks.poll() is None:
+            time.sleep(POLL_SECONDS)
+            done = _report(into, done, advance)
+    except KeyboardInterrupt:
+        os.killpg(ranks.pid, signal.SIGTERM)
+        ranks.wait(GRACE_SECONDS)
+        raise
+    _report(into, done, advance)
+    if ranks.returncode or not (into / FACTS).exists():
+        reason = (into / FAILURE).read_text(encoding="utf-8") if (into / FAILURE).exists() else f"exit code {ranks.returncode}"
+        raise TrainingError(reason)
+    facts: dict[str, Any] = json.loads((into / FACTS).read_text(encoding="utf-8"))
+    return facts
+
+
+TEMPORARY = (JOB, FACTS, PROGRESS)
+"""Files of a launched round that only the round itself needs."""
+
+
+def _report(into: Path, done: int, advance: Callable[[int], None]) -> int:
+    try:
+        now = int((into / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        now = done
+    advance(now - done)
+    return now
+
+
+def _work(into: Path) -> None:
+    """What each rank does."""
+    data = json.loads((into / JOB).read_text(encoding="utf-8"))
+    team = join_team(data.pop("sharded"), data["dtype"] == "bf16")
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    signal.signal(signal.SIGINT, lambda number, frame: stop.append(number))
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if team.rank == 0:
+            write_atomically(into / PROGRESS, str(done))
+        if stop:
+            raise KeyboardInterrupt
+
+    try:
+        facts = run_round(_from_json(data), into, Surroundings(advance, team=team))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if team.rank == 0:
+            write_atomically(into / FAILURE, " ".join(str(error).split()) or type(error).__name__)
+        raise
+    if team.rank == 0:
+        write_atomically(into / FACTS, json.dumps(facts))
+    team.close()
+
+
+def _to_json(job: Round) -> dict[str, Any]:
+    assert job.method.loss is not None, f"{job.method.name} does not train"
+    record = {item.name: getattr(job, item.name) for item in dataclasses.fields(job) if item.name not in ("trees", "method")}
+    loss = f"{job.method.loss.__module__}:{job.method.loss.__qualname__}"
+    trees = [
+        [tree.id, tree.prompt_ids, *([branch.completion_ids, branch.reference_logp] for branch in tree.branches)]
+        for tree in job.trees
+    ]
+    return {**record, "folder": str(job.folder.absolute()), "method": {**job.method.describe(), "loss": loss}, "trees": trees}
+
+
+def _from_json(data: Mapping[str, Any]) -> Round:
+    record = dict(data["method"])
+    module, _, name = record["loss"].partition(":")
+    loss = getattr(importlib.import_module(module), name)
+    fields = {**record, "loss": loss, "needs": frozenset(record["needs"]), "protocol": SelfPlay(**record["protocol"])}
+    trees = []
+    for name_of_tree, prompt, *branches in data["trees"]:
+        real, *generated = (Branch(tuple(ids), logp) for ids, logp in branches)
+        trees.append(Tree(name_of_tree, tuple(prompt), real, tuple(generated)))
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    given |= {"folder": Path(data["folder"]), "method": Method(**fields), "trees": tuple(trees)}
+    return Round(**given)
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))
