@@ -85,7 +85,7 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
     from gsil_bench.reporting.comparison import Comparison
     from gsil_bench.reporting.terminal import render_terminal
     from gsil_bench.reporting.wording import render_summary
-    from gsil_bench.results import budget_notes
+    from gsil_bench.results import budget_notes, warning_notes
 
     inputs = plan.inputs
     comparison = Comparison.of(
@@ -94,7 +94,7 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
         methods=[method.name for method in inputs.methods],
         tasks=list(dict.fromkeys(cell.task for cell in plan.cells)),
         control=inputs.control,
-        notes=[*inputs.notes, *budget_notes(plan, results)],
+        notes=[*inputs.notes, *budget_notes(plan, results), *warning_notes(results)],
     )
     files = {
         out / "table.md": tables.render_markdown(comparison),
@@ -152,6 +152,9 @@ def compare(
     ] = None,
     split: Annotated[str | None, typer.Option(help="test to report, dev to choose settings. [test]")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds separated by commas. [0]")] = None,
+    generation_seed: Annotated[
+        str | None, typer.Option(help="Draw self-generations with this seed in all runs: a sweep pays for them once. [the run's]")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="Change a method's setting; repeatable.")
     ] = None,
@@ -192,6 +195,7 @@ def compare(
         "tasks": tasks,
         "split": split,
         "seeds": seeds,
+        "generation_seed": generation_seed,
         "control": control,
         "chat_template": chat_template,
         "start": False if no_start else None,

@@ -31,6 +31,9 @@ class Config:
     split: str = "test"
     """Items that are asked: "test" to report, "dev" to choose settings."""
     seeds: tuple[int, ...] = (0,)
+    generation_seed: int | None = None
+    """Draw the self-generations of all runs with this seed, so that a sweep over seeds pays for them once; None: with the run's own,
+    so that a seed's spread holds that of its samples."""
     set: Settings = field(default_factory=dict)
     """METHOD → SETTING → VALUE."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +76,7 @@ class Config:
 
 LISTS: dict[str, type] = {"methods": str, "tasks": str, "seeds": int, "trackers": str}
 NUMBERS = ("limit", "limit_demonstrations", "processes")
-NULLABLE = ("demonstrations", "control", "chat_template", "data_dir", "limit", "limit_demonstrations")
+NULLABLE = ("demonstrations", "control", "chat_template", "data_dir", "limit", "limit_demonstrations", "generation_seed")
 SWITCHES = ("start", "sharded", "drop_long", "allow_code_execution")
 MAPPINGS = ("fields", "set", "training")
 
@@ -157,9 +160,10 @@ def _typed(key: str, value: Any, where: str) -> Any:
         return _list(value, LISTS[key], where)
     if value is None and key not in NULLABLE:
         raise UserError(f"{where}: has no value")
-    if key in NUMBERS and value is not None:
-        if isinstance(value, bool) or not str(value).isdecimal() or int(value) < 1:
-            raise UserError(f"{where}: expected a whole number of at least 1, found {value!r}")
+    if key in (*NUMBERS, "generation_seed") and value is not None:
+        least = 1 if key in NUMBERS else 0
+        if isinstance(value, bool) or not str(value).isdecimal() or int(value) < least:
+            raise UserError(f"{where}: expected a whole number of at least {least}, found {value!r}")
         return int(value)
     if key in SWITCHES and not isinstance(value, bool):
         raise UserError(f"{where}: expected true or false, found {value!r}")
@@ -172,7 +176,7 @@ def _typed(key: str, value: Any, where: str) -> Any:
         return {str(name): item for name, item in value.items()}
     if value == "":
         raise UserError(f"{where}: is empty")
-    return value if key in NUMBERS or key in SWITCHES or value is None else str(value)
+    return value if key in SWITCHES or value is None else str(value)
 
 
 def _list(value: Any, kind: type, where: str) -> tuple[Any, ...]:

@@ -160,8 +160,9 @@ class Planner:
         return TransformersEngine.IDENTITY
 
     def generations(self, opponent: Stage, method: Method, seed: int, round_index: int) -> Stage:
-        """Stage 2. Greedy ones do not depend on the seed and are shared by all."""
+        """Stage 2. Greedy ones do not depend on the seed and are shared by all; so are all with a seed of their own."""
         protocol, data = method.protocol, self.data.demonstrations
+        seed = seed if self.data.config.generation_seed is None else self.data.config.generation_seed
         stream = seed * 1000 + round_index if protocol.temperature > 0 else 0
         sampling = Sampling(protocol.max_new_tokens, protocol.temperature, seed=stream)
         inputs = {**self._frame, "engine": self._engine_identity(), "sampling": vars(sampling), "samples": protocol.samples}

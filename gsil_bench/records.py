@@ -157,6 +157,8 @@ class CellResult:
     """Command, commit, versions, hashes, hardware. Two runs of one configuration may differ here and in cost's seconds only."""
     fingerprint: str = ""
     """Of the stages that made it: the same fingerprint is the same cell."""
+    warnings: tuple[str, ...] = ()
+    """What a reader should know of how it was trained: shortcuts, demonstrations left out, a slower layout."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -174,4 +176,6 @@ def result_from_json(data: Mapping[str, Any]) -> CellResult:
     """A result file's content as a record. Raises ValueError for another schema version."""
     if data.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"result schema {data.get('schema_version')}, this version reads {SCHEMA_VERSION}")
-    return CellResult(**{**data, "items": tuple(ItemScore(**item) for item in data["items"])})
+    return CellResult(
+        **{**data, "items": tuple(ItemScore(**item) for item in data["items"]), "warnings": tuple(data.get("warnings", ()))}
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gsil_bench.provenance import provenance
 from gsil_bench.records import CellResult, ItemScore, digest, read_jsonl, result_from_json, write_atomically
 from gsil_bench.store import Artefact
 
+DISPLACEMENTS = ("real_displacement", "generated_displacement")
 TOKENS_TOLERANCE = 0.05
 """Share by which the control's tokens may differ before the table says so."""
 
@@ -55,7 +57,8 @@ def read_result(path: Path) -> CellResult | None:
 
 def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprint: str) -> CellResult:
     scores, rounds = made[cell.scores.key], [made[stage.key] for stage in cell.training]
-    cost = {key: sum(artefact.facts[key] for artefact in rounds) for key in ("steps", "tokens", "scored_tokens")}
+    cost = {key: sum(artefact.facts[key] for artefact in rounds) for key in ("steps", "tokens", "scored_tokens", "flops")}
+    cost = {key: value for key, value in cost.items() if math.isfinite(value)}  # FLOPs are not known of every family
     return CellResult(
         method=cell.method.name,
         seed=cell.seed,
@@ -73,7 +76,23 @@ def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprin
         cost={**cost, "seconds": round(sum(artefact.seconds for artefact in rounds), 1)},
         provenance=_provenance(cell, inputs, scores, rounds),
         fingerprint=fingerprint,
+        warnings=_warnings(cell, made),
     )
+
+
+def _warnings(cell: Cell, made: Mapping[str, Artefact]) -> tuple[str, ...]:
+    """Of the cell's rounds and of the stages that they need, each once."""
+    stages = [stage for training in cell.training for stage in (*training.needs.values(), training)]
+    return tuple(dict.fromkeys(warning for stage in stages for warning in made[stage.key].facts.get("warnings", ())))
+
+
+def warning_notes(results: Sequence[CellResult]) -> list[str]:
+    """What results warn of, each line once, with the methods and seeds that it holds for."""
+    cells: dict[str, list[str]] = {}
+    for result in results:
+        for warning in result.warnings:
+            cells.setdefault(warning, []).append(f"{result.method} (seed {result.seed})")
+    return [f"{', '.join(dict.fromkeys(names))}: {warning}" for warning, names in cells.items()]
 
 
 def budget_notes(plan: Plan, results: Sequence[CellResult]) -> list[str]:
@@ -99,7 +118,7 @@ def _provenance(cell: Cell, inputs: Inputs, scores: Artefact, rounds: list[Artef
     trained = [
         {
             "weights_sha256": artefact.content,
-            "step_zero": artefact.facts["step_zero"],
+            **{key: artefact.facts.get(key) for key in ("step_zero", "audit", "layout", "mfu", *DISPLACEMENTS)},
             "noise_floor": artefact.facts["noise_floor"],
         }
         for artefact in rounds

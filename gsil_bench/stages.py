@@ -29,6 +29,7 @@ from gsil_bench.training.loop import NAMED_IDS, Surroundings, TrainingError
 from gsil_bench.training.metrics import PAIRWISE
 from gsil_bench.training.reference import audit_reference, read_reference, write_reference
 from gsil_bench.training.round import TEMPORARY, Round, launch, run_round
+from gsil_bench.training.shortcuts import audit_shortcuts
 from gsil_bench.training.state import FILE as STATE
 from gsil_bench.training.tracking import tracking
 
@@ -123,8 +124,12 @@ def self_generate(work: Workspace, sampling: Sampling, samples: int) -> Produced
         for (name, sample, _), item in zip(wanted, completions, strict=True)
     ]
     write_jsonl(work.folder / "generations.jsonl", generations)
+    completions_of = [item.completion_ids for item in demonstrations.train_encoded]
+    audit = audit_shortcuts(completions_of, [item.tokens for item in generations], [item.finish_reason for item in generations])
     return Produced(
         {
+            "shortcuts": audit.as_facts(),
+            "warnings": audit.warnings(),
             "generations": len(generations),
             "tokens": sum(len(item.tokens) for item in generations),
             "truncated": sum(item.finish_reason == "length" for item in generations),
@@ -189,8 +194,28 @@ def train_round(
         else:
             facts = run_round(job, work.folder, Surroundings(resources.advance, track=track))
     content = checkpoint.save_tokenizer(model.chat.tokenizer, work.folder)
-    left_out = {"too_long": len(too_long), "too_long_ids": [tree.id for tree in too_long[:NAMED_IDS]]}
-    return Produced({**facts, **left_out, "noise_floor": start_floor, "audit": audit}, content, temporary=(STATE, *TEMPORARY))
+    warnings = [*facts.pop("notes"), *_left_out(too_long, config), *_shortcuts_of_rejected(work)]
+    more = {"too_long": len(too_long), "noise_floor": start_floor, "audit": audit, "warnings": warnings}
+    return Produced({**facts, **more}, content, temporary=(STATE, *TEMPORARY))
+
+
+def _left_out(too_long: Sequence[Tree], config: TrainConfig) -> list[str]:
+    if not too_long:
+        return []
+    named = ", ".join(tree.id for tree in too_long[:NAMED_IDS]) + (", …" if len(too_long) > NAMED_IDS else "")
+    return [
+        f"{len(too_long)} demonstrations left out: longer with their self-generations than micro_batch_tokens="
+        f"{config.micro_batch_tokens} ({named})"
+    ]
+
+
+def _shortcuts_of_rejected(work: Workspace) -> list[str]:
+    """Warnings of the shortcut audit where a method is trained on the rejected answers of the data."""
+    if "rejected_reference" not in work.needs:
+        return []
+    rejected = [sequence.completion_ids for sequence in rejected_sequences(work.resources.inputs)]
+    real = [sequence.completion_ids for sequence in work.resources.inputs.demonstrations.train_encoded]
+    return audit_shortcuts(real, rejected, ["stop"] * len(rejected)).warnings()
 
 
 def within_budget(trees: Sequence[Tree], config: TrainConfig) -> tuple[list[Tree], list[Tree]]:

@@ -16,6 +16,9 @@ from gsil_bench.reporting.progress import Reporter, Stopwatch, seconds_text
 from gsil_bench.stages import Resources, Workspace
 from gsil_bench.store import Artefact, Produced, Store
 
+SHORTCUTS = ("length", "finish_reason", "first_token")
+"""Features whose AUC is shown beside the self-generations."""
+
 
 @dataclass
 class Outcome:
@@ -98,6 +101,8 @@ class LocalRun:
         outcome.executed.append(stage.label)
         Speeds.of(self.store).observe(stage, self.resources.inputs.model, made.seconds)
         self.reporter.line(f"{number} {stage.label}  {seconds_text(watch.seconds)}{_remark(made)}")
+        for warning in made.facts.get("warnings", ()):
+            self.reporter.line(f"warning: {warning}", style="yellow")
 
     def _build(self, stage: Stage) -> Artefact:
         needs = {name: self.outcome.made[need.key] for name, need in stage.needs.items()}
@@ -135,8 +140,17 @@ def _remark(artefact: Artefact) -> str:
     """What a reader should see of a stage besides its time."""
     facts = artefact.facts
     if facts.get("step_zero") is not None:
-        return f"  step 0: |log-ratio| <= {facts['step_zero']:.1e} nats (noise floor {facts['noise_floor']:.1e})"
+        moved = ""
+        if "generated_displacement" in facts:
+            sides = (facts["real_displacement"], facts["generated_displacement"])
+            moved = "; log-probs moved by {:+.1f} (demonstrations), {:+.1f} (self-generations) nats".format(*sides)
+        return f"  step 0: |log-ratio| <= {facts['step_zero']:.1e} nats (noise floor {facts['noise_floor']:.1e}){moved}"
     if "equal_to_demonstration" in facts:
         share = facts["truncated"] / max(1, facts["generations"])
-        return f"  {share:.0%} cut at the token limit, {facts['equal_to_demonstration']} equal to their demonstration"
+        known = {name: facts["shortcuts"].get(f"{name}_auc") for name in SHORTCUTS}
+        aucs = ", ".join(f"{name.replace('_', ' ')} {auc:.2f}" for name, auc in known.items() if isinstance(auc, float))
+        return (
+            f"  {share:.0%} cut at the token limit, {facts['equal_to_demonstration']} equal to their demonstration; "
+            f"shortcuts (AUC): {aucs}"
+        )
     return ""

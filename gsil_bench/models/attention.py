@@ -97,11 +97,11 @@ def _attend(
     if plain and softcap is None:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     reach = None if window is None or seen + length <= window else window
-    mask = segments.mask(seen, length, reach, query.device)
+    bias = segments.bias(seen, length, reach, query)
     if softcap is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, -torch.inf)
+    scores = softcap * torch.tanh(scores / softcap) + bias
     return torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype) @ value
 
 

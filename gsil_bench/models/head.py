@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TILES = {"cpu": (1024, 8192), "cuda": (2048, 16384)}
-"""Positions × vocabulary entries per tile, 32 and 128 MiB: smaller ones cost more, by the products' edges and the calls."""
+"""Positions × vocabulary entries per tile, 32 and 128 MiB. On a CPU smaller ones were slower; the GPU's are a guess."""
 
 
 class UnknownHeadError(RuntimeError):
@@ -280,6 +280,8 @@ def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """
     model = _unwrapped(model)
     body = model.base_model
+    if body is model:  # Llama 4 names another attribute than the one it has
+        body = getattr(model, "model", model)
     if body is model or not isinstance(body, torch.nn.Module):
         raise UnknownHeadError(type(model).__name__, "its backbone is not a module of its own")
     return body
@@ -388,7 +390,7 @@ def _logit_changes(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 def choose_kernel(head: Head, hidden_size: int, device: torch.device) -> Kernel:
-    """The fastest kernel that gives what the tiles give; on a CPU, the tiles.
+    """The first of KERNELS that gives what the tiles give, or the tiles; on a CPU, the tiles.
 
     The first call for a kind of head tries the installed kernels on a random problem of that vocabulary.
     """
@@ -401,7 +403,7 @@ def choose_kernel(head: Head, hidden_size: int, device: torch.device) -> Kernel:
 
 
 def _liger(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """Liger's kernel: no bias and no cap. Only on Hopper does it keep fp32 logits; elsewhere the check refuses it."""
+    """Liger's kernel: no bias and no cap. Its path for other GPUs than Hopper rounds logits to bf16: refused by the check."""
     from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction  # type: ignore[import-not-found,unused-ignore]
 
     if head.bias is not None or head.softcap is not None:
@@ -426,7 +428,7 @@ def _cut_cross_entropy(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 
 KERNELS: dict[str, Kernel] = {"liger_kernel": _liger, "cut_cross_entropy": _cut_cross_entropy}
-"""What may take the tiles' place on CUDA, fastest first."""
+"""What may take the tiles' place on CUDA, in the order of trial; their speed was not measured."""
 KERNEL_TOLERANCE = (1e-3, 1e-4, 1e-2)
 """Nats per token; relative norm of each gradient's difference for fp32 operands, and for narrower ones (rounded slopes)."""
 CHECKED_POSITIONS = 600

@@ -69,7 +69,7 @@ class Segments:
     trees: tuple[tuple[int, tuple[int, ...]], ...]
     padding: int = 0
     """Positions after the last tree that nothing scored can see."""
-    _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
+    _biases: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
     _block_masks: dict[int | None, BlockMask] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -80,12 +80,18 @@ class Segments:
 
     def mask(self, seen: int, queries: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys `queries` tokens may attend to that follow `seen` others; (queries, seen + queries), bool."""
-        key = (seen, queries, window)
-        if key not in self._masks:
-            distance = torch.arange(seen, seen + queries)[:, None] - torch.arange(seen + queries)[None, :]
-            allowed = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            self._masks[key] = allowed.to(device)
-        return self._masks[key]
+        distance = (
+            torch.arange(seen, seen + queries, device=device)[:, None] - torch.arange(seen + queries, device=device)[None, :]
+        )
+        return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+    def bias(self, seen: int, queries: int, window: int | None, like: Tensor) -> Tensor:
+        """The mask as SDPA adds it to scores, 0 or -inf: made once for all layers, where a bool would be converted in each."""
+        key = (seen, queries, window, like.dtype)
+        if key not in self._biases:
+            hidden = ~self.mask(seen, queries, window, like.device)
+            self._biases[key] = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+        return self._biases[key]
 
     def rule(self, window: int | None, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """The same as a predicate on (batch, head, query index, key index), in FlexAttention's form."""

@@ -174,7 +174,7 @@ class _Sample:
     logps: Tensor
     """(scored,)"""
     gradient: Tensor
-    """(tokens, hidden): of a weighted sum of the log-probs with respect to the embedding's rows that were used."""
+    """(token ids, hidden): of a weighted sum of the log-probs with respect to the embeddings, summed by token id."""
 
 
 def _sample(policy: Policy, trees: Sequence[TokenTree]) -> _Sample:
@@ -197,8 +197,10 @@ def _sample(policy: Policy, trees: Sequence[TokenTree]) -> _Sample:
         handle.remove()
     # A token of the prompt is computed once in one layout and more often in another: compare sums by token id.
     ids = kept[-1][0].flatten()
-    summed = gradient.new_zeros(int(ids.max()) + 1, gradient.shape[-1], dtype=torch.float32)
-    return _Sample(logps.detach(), summed.index_add(0, ids, gradient.flatten(0, 1).float()))
+    inputs = {token for tree in trees for side in ((0,), tree.prompt_ids, *tree.completions) for token in side}
+    names = torch.tensor(sorted(inputs), device=ids.device)
+    summed = gradient.new_zeros(len(names), gradient.shape[-1], dtype=torch.float32)
+    return _Sample(logps.detach(), summed.index_add(0, torch.searchsorted(names, ids), gradient.flatten(0, 1).float()))
 
 
 def silence_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gsil_bench.methods import Method, PairLogProbs
+from gsil_bench.models.flops import mfu, model_flops, peak_flops, tree_flops
 from gsil_bench.models.packing import micro_batches
 from gsil_bench.models.policy import Policy
 from gsil_bench.training import metrics
@@ -111,7 +112,7 @@ def train(
     torch.manual_seed(schedule.seed)
     start, facts = load_state(team, policy, optimizer, folder)
     if start == 0:
-        facts = {"step_zero": work.step_zero(schedule), "tokens": 0, "scored_tokens": 0, "seconds_of_steps": 0.0}
+        facts = {"step_zero": work.step_zero(schedule), "tokens": 0, "scored_tokens": 0, "flops": 0.0, "step_seconds": 0.0}
     log = MetricsLog(folder / metrics.FILE, config.log_every, run.track, writes=team.rank == 0)
     clock = _Clock(run.save_every_seconds)
     run.advance(start)
@@ -130,7 +131,8 @@ def train(
         log.add({"step": step + 1, "learning_rate": rate, **line})
         facts["tokens"] += sum(tree.tokens.positions(policy.layout) for tree in trees)
         facts["scored_tokens"] += sum(tree.scored_tokens for tree in trees)
-        facts["seconds_of_steps"] += time.monotonic() - started
+        facts["flops"] += sum(map(work.flops, trees))
+        facts["step_seconds"] += time.monotonic() - started
         interruption = _advance(run, team)
         if interruption or clock.is_due():
             log.flush()
@@ -142,7 +144,8 @@ def train(
     if not team.all_finite(policy):
         raise TrainingError(f"weights are not finite after the last step; {DIVERGED}")
     policy.restore()
-    return team.whole_weights(policy), {**facts, "steps": len(schedule.steps), "layout": work.layout, "notes": policy.notes}
+    facts |= {"steps": len(schedule.steps), "layout": work.layout, "notes": policy.notes, "mfu": work.utilisation(facts)}
+    return team.whole_weights(policy), facts | metrics.displacement(folder / metrics.FILE)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -171,6 +174,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.layout = self.policy.layout
+        self._flops, _ = model_flops(self.policy.model.config)
         if self.config.gradient_checkpointing == "on":
             self.policy.recompute_activations()
 
@@ -233,6 +237,21 @@ class _Work:
         means = {name: total / count for name, total in zip(sums, totals, strict=True)}
         nll = -means["real_logps"] * count / real_tokens
         return {**means, "loss": means["loss"] * count / normaliser, "real_nll_per_token": nll}
+
+    def flops(self, tree: Tree) -> float:
+        """Useful FLOPs of a tree's forward and backward pass; NaN for a family whose cost is not known."""
+        lengths = [len(branch.completion_ids) for branch in tree.branches]
+        frozen = self.config.lora_rank > 0
+        return tree_flops(self._flops, len(tree.prompt_ids), lengths, True, frozen=frozen) if self._flops else math.nan
+
+    def utilisation(self, facts: Mapping[str, Any]) -> float | None:
+        """Model-FLOPs utilisation of the round, where the device's peak is known."""
+        if not torch.cuda.is_available() or not math.isfinite(facts["flops"]) or not facts["step_seconds"]:
+            return None
+        weights = next(self.policy.parameters())
+        dtype = "bf16" if self.run.autocast or weights.dtype == torch.bfloat16 else "fp32"
+        peak = peak_flops(torch.cuda.get_device_name(), dtype) if weights.is_cuda else None
+        return mfu(facts["flops"], facts["step_seconds"], peak and peak * self.run.team.size)
 
     def trouble(self, step: int) -> str:
         """What is not finite in the newest step, and where."""

@@ -19,6 +19,8 @@ from torch import Tensor
 from gsil_bench.methods import Method, PairLogProbs
 
 FILE = "metrics.jsonl"
+DISPLACEMENT_STEPS = 10
+"""Steps at the end of a round that the displacement is averaged over."""
 PAIRWISE = frozenset({"generated", "reference"})
 """What a method needs whose loss can be computed on every pair."""
 
@@ -95,6 +97,20 @@ class MetricsLog:
                 finite = {name: value for name, value in line.items() if math.isfinite(value)}
                 file.write(json.dumps(finite) + "\n")
                 self.track(finite, int(finite["step"]))
+
+
+def displacement(path: Path) -> dict[str, float]:
+    """How far log-probs have moved from the reference's at the end: means over the last steps, nats per sequence.
+
+    A pairwise loss falls as well by lowering both sides: demonstrations that became less likely are what to look out for.
+    """
+    lines = read_metrics(path)[-DISPLACEMENT_STEPS:]
+    names = {"real_log_ratio": "real_displacement", "generated_log_ratio": "generated_displacement"}
+    return {
+        new: sum(line[name] for line in lines) / len(lines)
+        for name, new in names.items()
+        if lines and all(name in line for line in lines)
+    }
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
