@@ -177,7 +177,8 @@ def compare(
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 (fp32 master weights) or bf16-autocast. [bf16 on a GPU, fp32 on a CPU]")
+        str | None,
+        typer.Option(help="fp32, bf16 (fp32 master weights), bf16-autocast or nf4 (QLoRA). [bf16 on a GPU, fp32 on a CPU]"),
     ] = None,
     processes: Annotated[str | None, typer.Option(help="Processes that share each training step, one a GPU. [1]")] = None,
     sharded: Annotated[bool, typer.Option("--sharded", help="Divide the weights among them (FSDP2).")] = False,

@@ -32,8 +32,8 @@ class Config:
     """Items that are asked: "test" to report, "dev" to choose settings."""
     seeds: tuple[int, ...] = (0,)
     generation_seed: int | None = None
-    """Draw the self-generations of all runs with this seed, so that a sweep over seeds pays for them once; None: with the run's own,
-    so that a seed's spread holds that of its samples."""
+    """Draw the self-generations of all runs with this seed, so that a sweep over seeds pays for them once; None: with the run's
+    own, so that a seed's spread holds that of its samples."""
     set: Settings = field(default_factory=dict)
     """METHOD → SETTING → VALUE."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -59,8 +59,8 @@ class Config:
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
     precision: str = "auto"
-    """"fp32", "bf16" (weights in bf16, fp32 masters in training), "bf16-autocast" (fp32 weights, products in bf16); "auto" is
-    bf16 on a GPU and fp32 on a CPU. Log-probs, sums and losses are fp32 in all of them."""
+    """Of all forward passes: "fp32"; "bf16" (fp32 masters in training); "bf16-autocast" (fp32 weights, products in bf16); "nf4"
+    (4 bits, for QLoRA). "auto" is bf16 on a GPU and fp32 on a CPU. Log-probs, sums and losses are fp32 in all of them."""
     processes: int = 1
     """Processes of this machine that share each training step, one a GPU where there are GPUs."""
     sharded: bool = False

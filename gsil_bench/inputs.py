@@ -23,9 +23,11 @@ from gsil_bench.errors import UserError, unknown_name
 from gsil_bench.evaluation import held_out
 from gsil_bench.methods import Method, baseline_methods, load_method, with_settings
 from gsil_bench.models import checkpoint
-from gsil_bench.records import Demonstration, Encoded, digest
+from gsil_bench.models.adapters import merge_adapter_folder, resolve_adapter
+from gsil_bench.records import Demonstration, Encoded, digest, file_sha256
 from gsil_bench.tasks import TASKS, expand, load_task
 from gsil_bench.tasks.task import Item, Split, Task
+from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.tracking import check_trackers
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -139,6 +141,7 @@ def read_inputs(config: Config) -> Inputs:
     model = read_model(config)
     demonstrations = _demonstrations(config, tasks, model, data_dir)
     _check_needs(methods, demonstrations)
+    _check_adapters(methods, model)
     inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(config, methods, demonstrations)))
     _ = inputs.control  # a wrong --control is found now
     return inputs
@@ -225,7 +228,7 @@ def read_model(config: Config) -> Model:
     if config.processes > 1 and not config.sharded and dtype == "bf16":
         raise UserError("--processes: copies in bf16 have no common fp32 masters; add --sharded, or --precision bf16-autocast")
     check_trackers(config.trackers)
-    folder = checkpoint.resolve_model(config.model)
+    folder = _merged(config) or checkpoint.resolve_model(config.model)
     tokenizer = checkpoint.load_tokenizer(folder)
     chat = ChatFormat.of(tokenizer, config.chat_template, checkpoint.end_token_ids(folder))
     return Model(
@@ -241,6 +244,20 @@ def read_model(config: Config) -> Model:
     )
 
 
+def _merged(config: Config) -> Path | None:
+    """A plain checkpoint of base and adapter, if the model is an adapter's folder: what a run starts from, and its reference."""
+    if not Path(config.model).is_dir() or resolve_adapter(Path(config.model)) is None:
+        return None
+    adapter = Path(config.model)
+    parts = [file_sha256(adapter / name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    folder = Path(config.out) / "store" / "merged" / digest(parts)[:32]
+    if not (folder / "config.json").is_file():
+        partial = folder.with_suffix(".partial")
+        merge_adapter_folder(adapter, partial)
+        partial.rename(folder)
+    return folder
+
+
 def _precision(asked: str, device: str) -> tuple[checkpoint.Dtype, bool]:
     """Dtype of the weights, and whether to compute under autocast."""
     known: dict[str, tuple[checkpoint.Dtype, bool]] = {
@@ -248,6 +265,7 @@ def _precision(asked: str, device: str) -> tuple[checkpoint.Dtype, bool]:
         "fp32": ("fp32", False),
         "bf16": ("bf16", False),
         "bf16-autocast": ("fp32", True),
+        "nf4": ("nf4", False),
     }
     if asked not in known:
         raise unknown_name("precision", asked, known)
@@ -325,6 +343,13 @@ def _check_needs(methods: Sequence[Method], demonstrations: Demonstrations) -> N
                 f"method {method.name} needs preference data: {missing} of {len(demonstrations.train)} demonstrations have no "
                 "rejected answer"
             )
+
+
+def _check_adapters(methods: Sequence[Method], model: Model) -> None:
+    """Raise UserError if a method would train weights that are held in 4 bits."""
+    for method in methods:
+        if model.dtype == "nf4" and method.trains and not TrainConfig.of(method.training, where=method.name).lora_rank:
+            raise UserError(f"--precision nf4 trains adapters only: --set {method.name}.lora_rank=16")
 
 
 def _notes(config: Config, methods: Sequence[Method], demonstrations: Demonstrations) -> list[str]:

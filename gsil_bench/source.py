@@ -51,7 +51,13 @@ def _file(name: str) -> Path | None:
 
 def _is_foreign(path: Path | None) -> bool:
     """Installed packages, and this suite: its own modules are covered by the stages' version numbers."""
-    return path is None or str(path).startswith(INSTALLED) or SUITE in path.parents
+    return path is None or str(path).startswith(INSTALLED) or SUITE in path.parents or any(map(_is_target, path.parents))
+
+
+@lru_cache
+def _is_target(folder: Path) -> bool:
+    """Whether packages were installed into a folder, an environment's or `pip install --target`'s."""
+    return folder.name in ("site-packages", "dist-packages") or next(folder.glob("*.dist-info"), None) is not None
 
 
 @lru_cache

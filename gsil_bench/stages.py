@@ -87,7 +87,9 @@ class Resources:
         from gsil_bench.generation.transformers_engine import TransformersEngine
 
         model = self.inputs.model
-        return TransformersEngine(self.model(artefact), model.chat.end_token_ids, model.context_length, model.chat.decode)
+        return TransformersEngine(
+            self.model(artefact), model.chat.end_token_ids, model.context_length, model.chat.decode, model.autocast
+        )
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,8 @@ def train_round(
     names, folder = resources.inputs.config.trackers, Path(resources.inputs.config.out) / "trackers"
     with tracking(names, folder, run_name, record) as track:
         if resources.inputs.config.processes > 1:
-            facts = launch(
-                job, work.folder, resources.inputs.config.processes, resources.inputs.config.sharded, resources.advance
-            )
+            asked = resources.inputs.config
+            facts = launch(job, work.folder, asked.processes, asked.sharded, Surroundings(resources.advance, track=track))
         else:
             facts = run_round(job, work.folder, Surroundings(resources.advance, track=track))
     content = checkpoint.save_tokenizer(model.chat.tokenizer, work.folder)
@@ -307,10 +308,10 @@ def score_task(work: Workspace, task: TaskInput) -> Produced:
 def held_out_loss(work: Workspace) -> Produced:
     """Negative log-likelihood of the held-out demonstrations."""
     demonstrations = work.resources.inputs.demonstrations
-    model = work.resources.model(work.needs["policy"])
+    model, autocast = work.resources.model(work.needs["policy"]), work.resources.inputs.model.autocast
     ids = [item.id for item in demonstrations.held_out]
     scores = held_out.score_held_out(
-        model, ids, demonstrations.held_out_encoded, FORWARD_TOKENS, work.folder, work.resources.advance
+        model, ids, demonstrations.held_out_encoded, FORWARD_TOKENS, work.folder, work.resources.advance, autocast
     )
     return Produced({"counts": {"answers": len(scores)}, "unscored": 0})
 

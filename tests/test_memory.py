@@ -1,4 +1,4 @@
-"""What a step holds at its peak, counted tensor by tensor: it follows the token budget, not the longest pair nor the vocabulary."""
+"""What a step holds at its peak, tensor by tensor: it follows the token budget, not the longest pair nor the vocabulary."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def trees(prompt: int, answer: int, count: int) -> list[TokenTree]:
 
 
 def peak(vocabulary: int, given: list[TokenTree], budget: int) -> int:
-    """Bytes at the worst moment of a step of several micro-batches, without the weights, their gradients, and what a micro-batch adds
-    to the head's: three tensors of the head's size.
+    """Bytes at the worst moment of a step of several micro-batches, without the weights, their gradients, and what a micro-batch
+    adds to the head's: three tensors of the head's size.
     """
     policy = Policy(model_of(vocabulary), "shared")
     tracker = MemTracker()

@@ -237,7 +237,7 @@ def test_values_take_the_type_of_the_default() -> None:
         ("temperature", -1, "0 .greedy. or more"),
         ("max_new_tokens", 0, "at least 1"),
         ("learning_rate", -1, "out of range"),
-        ("schedule", "sawtooth", "out of range"),
+        ("schedule", "sawtooth", "Known: constant, cosine, linear"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(key: str, value: object, message: str) -> None:

@@ -111,7 +111,7 @@ def test_every_way_is_the_pinned_trajectory(tiny_model: Path, tmp_path: Path, na
 def test_two_processes_are_the_pinned_trajectory(tiny_model: Path, tmp_path: Path, sharded: bool) -> None:
     """Gloo, three micro-batches of two demonstrations: the second turn has work for one rank only."""
     method = method_for("gsil-logistic", micro_batch_trees=2)
-    launch(job_for(tiny_model, method, forest(tiny_model)), tmp_path, 2, sharded)
+    launch(job_for(tiny_model, method, forest(tiny_model)), tmp_path, 2, sharded, Surroundings())
     assert_same(outcome(tmp_path), pinned(tiny_model, "gsil-logistic"))
 
 

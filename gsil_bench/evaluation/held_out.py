@@ -27,13 +27,14 @@ def score_held_out(
     tokens: int,
     folder: Path,
     advance: Callable[[int], None] = lambda done: None,
+    autocast: bool = False,
 ) -> list[ItemScore]:
     """Mean −log π per scored token (nats) of each held-out demonstration, one line each; lower is better.
 
     Raises:
         ArithmeticError: a log-prob is not finite; the training that made this model diverged.
     """
-    logps = completion_logps(model, sequences, tokens, advance)
+    logps = completion_logps(model, sequences, tokens, advance, autocast=autocast)
     if not all(bool(logp.isfinite().all()) for logp in logps):
         raise ArithmeticError("the model's log-probs are not finite; its training diverged, a lower learning rate may help")
     scores = [ItemScore(id_, float(-logp.double().mean()), f"{len(logp)} tokens") for id_, logp in zip(ids, logps, strict=True)]

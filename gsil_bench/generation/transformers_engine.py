@@ -38,8 +38,10 @@ class TransformersEngine:
         end_token_ids: Sequence[int],
         context_length: int,
         decode: Callable[[Sequence[int]], str],
+        autocast: bool = False,
     ) -> None:
         self.model = model
+        self.autocast = autocast
         self.end_token_ids = torch.tensor(sorted(end_token_ids))
         self.context_length = context_length
         self.decode = decode
@@ -66,7 +68,8 @@ class TransformersEngine:
         """Complete one batch; a prompt that leaves no room in the context is an error of that request alone."""
         rooms = {request.id: self.context_length - len(request.prompt_ids) for request in requests}
         fitting = [request for request in requests if rooms[request.id] > 0 and request.prompt_ids]
-        drawn = dict(zip((request.id for request in fitting), self._decode_batch(fitting, sampling), strict=True))
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
+            drawn = dict(zip((request.id for request in fitting), self._decode_batch(fitting, sampling), strict=True))
         return [self._completion(request, drawn.get(request.id)) for request in requests]
 
     def _completion(self, request: Request, tokens: list[int] | None) -> Completion:

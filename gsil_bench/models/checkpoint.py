@@ -14,7 +14,8 @@ from gsil_bench.records import digest, file_sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Dtype = Literal["fp32", "bf16"]
+Dtype = Literal["fp32", "bf16", "nf4"]
+"""Of the weights in memory; "nf4" is bitsandbytes' 4 bits, computing in bf16, on which only adapters can be trained."""
 
 PACKAGED = {"mini": "data/mini/model"}
 """Models that come with the package."""
@@ -66,17 +67,24 @@ def weights_sha256(folder: Path) -> str:
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: Dtype = "fp32") -> PreTrainedModel:
-    """The causal language model of a folder, dropout off. Safetensors only, no remote code."""
+    """The causal language model of a folder, dropout off. Safetensors only, no remote code.
+
+    Raises:
+        UserError: it cannot be loaded, lacks weights, or its quantisation needs a library that is not installed.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
+
+    from gsil_bench.models.adapters import prepare_quantized
 
     disable_progress_bar()  # a bar per load would drown the run's own progress
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
+            **(_quantized(device) if dtype == "nf4" else {}),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -86,9 +94,16 @@ def load_model(folder: Path, device: str = "cpu", dtype: Dtype = "fp32") -> PreT
         raise _unloadable("model", folder, error) from error
     if info["missing_keys"]:  # the library would go on with random numbers in their place
         raise UserError(f"the model in {folder} lacks weights: {', '.join(sorted(info['missing_keys'])[:3])}")
-    model = model.to(device)
+    model = prepare_quantized(model) if dtype == "nf4" else model.to(device)
     model.eval()  # dropout stays off in training too: policy and reference must agree at step 0
     return model
+
+
+def _quantized(device: str) -> dict[str, Any]:
+    """How `from_pretrained` loads a model for QLoRA."""
+    from gsil_bench.models.adapters import quantized_loading_config
+
+    return {"quantization_config": quantized_loading_config("nf4"), "device_map": {"": device}}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -79,6 +79,15 @@ class TrainConfig:
             if key not in defaults:
                 raise unknown_name(f"training setting of {where}", key, defaults)
         config = TrainConfig(**{key: as_type_of(defaults[key], value, f"{where}.{key}") for key, value in changes.items()})
+        members = {
+            "schedule": ("linear", "cosine", "constant"),
+            "layout": ("auto", *LAYOUTS),
+            "gradient_checkpointing": ("auto", "on", "off"),
+            "optimizer": OPTIMIZERS,
+        }
+        for key, names in members.items():
+            if getattr(config, key) not in names:
+                raise unknown_name(f"value of {where}.{key}", getattr(config, key), names)
         limits = {
             "learning_rate": config.learning_rate > 0,
             "learning_rate_factor": config.learning_rate_factor > 0,
@@ -86,14 +95,10 @@ class TrainConfig:
             "batch_size": config.batch_size >= 1,
             "micro_batch_tokens": config.micro_batch_tokens >= 1,
             "micro_batch_trees": config.micro_batch_trees >= 0,
-            "layout": config.layout in ("auto", *LAYOUTS),
-            "gradient_checkpointing": config.gradient_checkpointing in ("auto", "on", "off"),
             "lora_rank": config.lora_rank >= 0,
             "lora_alpha": config.lora_alpha > 0,
-            "optimizer": config.optimizer in OPTIMIZERS,
             "log_every": config.log_every >= 1,
             "warmup": 0 <= config.warmup < 1,
-            "schedule": config.schedule in ("linear", "cosine", "constant"),
             "weight_decay": config.weight_decay >= 0,
             "beta1": 0 <= config.beta1 < 1,
             "beta2": 0 <= config.beta2 < 1,

@@ -116,31 +116,30 @@ def train(
     log = MetricsLog(folder / metrics.FILE, config.log_every, run.track, writes=team.rank == 0)
     clock = _Clock(run.save_every_seconds)
     run.advance(start)
-    for step, trees in enumerate(islice(schedule.steps, start, None), start):
-        started = time.monotonic()
-        rate = learning_rate(config, step, len(schedule.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        line, finite = work.accumulate(trees)
-        if not finite:
-            log.flush()
-            save_state(team, policy, optimizer, folder, step, facts)
-            raise TrainingError(work.trouble(step))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        log.add({"step": step + 1, "learning_rate": rate, **line})
-        facts["tokens"] += sum(tree.tokens.positions(policy.layout) for tree in trees)
-        facts["scored_tokens"] += sum(tree.scored_tokens for tree in trees)
-        facts["flops"] += sum(map(work.flops, trees))
-        facts["step_seconds"] += time.monotonic() - started
-        interruption = _advance(run, team)
-        if interruption or clock.is_due():
-            log.flush()
-            with clock:
-                save_state(team, policy, optimizer, folder, step + 1, facts)
-        if interruption:
-            raise interruption
-    log.flush()
+    with log:
+        for step, trees in enumerate(islice(schedule.steps, start, None), start):
+            started = time.monotonic()
+            rate = learning_rate(config, step, len(schedule.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            line, finite = work.accumulate(trees)
+            if not finite:
+                save_state(team, policy, optimizer, folder, step, facts)
+                raise TrainingError(work.trouble(step))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            log.add({"step": step + 1, "learning_rate": rate, **line})
+            facts["tokens"] += sum(tree.tokens.positions(policy.layout) for tree in trees)
+            facts["scored_tokens"] += sum(tree.scored_tokens for tree in trees)
+            facts["flops"] += sum(map(work.flops, trees))
+            facts["step_seconds"] += time.monotonic() - started
+            interruption = _advance(run, team)
+            if interruption or clock.is_due():
+                log.flush()
+                with clock:
+                    save_state(team, policy, optimizer, folder, step + 1, facts)
+            if interruption:
+                raise interruption
     if not team.all_finite(policy):
         raise TrainingError(f"weights are not finite after the last step; {DIVERGED}")
     policy.restore()
@@ -213,8 +212,7 @@ class _Work:
                 idle = number >= len(groups)  # a repeated micro-batch: collectives need everybody, the sum does not
                 share = (losses * weights).sum() * (0.0 if idle else team.size / normaliser)
                 share.backward()  # type: ignore[no-untyped-call]
-            if not idle:
-                self._done.append((members, pair, weights, losses.detach()))
+            self._done.append((members, pair, weights * (not idle), losses.detach()))
         return self._line(len(trees), normaliser, real_tokens)
 
     def _losses(self, pair: PairLogProbs) -> Tensor:
@@ -255,17 +253,18 @@ class _Work:
 
     def trouble(self, step: int) -> str:
         """What is not finite in the newest step, and where."""
-        bad = [
+        here = [
             tree.id
             for members, _, _, losses in self._done
             for tree, loss in zip(_of_pairs(members), losses.tolist(), strict=True)
             if not math.isfinite(loss)
         ]
+        bad = list(dict.fromkeys(self.run.team.together(here)))
         if not bad:
             return f"the gradient is not finite at step {step + 1}; {DIVERGED}"
         needs = ", ".join(sorted(self.method.needs)) or "nothing"
         why = f"it declares that it needs {needs}: is something missing?" if step == 0 else DIVERGED
-        named = ", ".join(dict.fromkeys(bad[:NAMED_IDS])) + (", …" if len(bad) > NAMED_IDS else "")
+        named = ", ".join(bad[:NAMED_IDS]) + (", …" if len(bad) > NAMED_IDS else "")
         return f"the loss is not finite at step {step + 1}; {why} (demonstrations {named})"
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -75,6 +76,13 @@ class MetricsLog:
     writes: bool = True
     """Of several ranks, one writes."""
     _waiting: list[dict[str, Tensor | float]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        """Nothing that was added is lost when the block is left, however it is left."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
 
     def add(self, line: dict[str, Tensor | float]) -> None:
         """A step's numbers."""

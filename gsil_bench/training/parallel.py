@@ -40,6 +40,10 @@ class Team:
         """Sum over the ranks."""
         return values
 
+    def together(self, values: list[str]) -> list[str]:
+        """The values of all ranks, one after the other."""
+        return values
+
     def barrier(self) -> None:
         """Wait for everyone."""
 
@@ -100,6 +104,12 @@ class DataParallel(Team):
         summed = values.clone()
         torch.distributed.all_reduce(summed)
         return summed
+
+    def together(self, values: list[str]) -> list[str]:
+        """The values of all ranks, one after the other."""
+        gathered: list[list[str]] = [[] for _ in range(self.size)]
+        torch.distributed.all_gather_object(gathered, values)
+        return [value for rank in gathered for value in rank]
 
     def barrier(self) -> None:
         """Wait for everyone."""

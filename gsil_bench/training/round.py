@@ -16,21 +16,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gsil_bench.methods import Method, SelfPlay, load_method
 from gsil_bench.models import checkpoint
 from gsil_bench.models.adapters import add_lora, merge_lora, save_adapter
 from gsil_bench.records import canonical, write_atomically
+from gsil_bench.training import metrics
 from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.loop import Schedule, Surroundings, TrainingError, train
 from gsil_bench.training.parallel import join_team
 
-JOB, FACTS, FAILURE, PROGRESS = "round.json", "facts.json", "failure.txt", "progress"
+JOB, FACTS, FAILURE, PROGRESS = "round.json", "facts.json", "failure", "progress"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 """Time that ranks get to save their state after an interruption."""
@@ -84,30 +87,27 @@ def run_round(job: Round, into: Path, run: Surroundings) -> dict[str, Any]:
     return facts
 
 
-def launch(
-    job: Round, into: Path, processes: int, sharded: bool, advance: Callable[[int], None] = lambda done: None
-) -> dict[str, Any]:
-    """Run a round in several processes of this machine; as `run_round`."""
+def launch(job: Round, into: Path, processes: int, sharded: bool, run: Surroundings) -> dict[str, Any]:
+    """Run a round in several processes of this machine; as `run_round`, with progress and metrics as the ranks write them."""
     write_atomically(into / JOB, canonical({"sharded": sharded, **_to_json(job)}))
-    for name in (FACTS, FAILURE, PROGRESS):
-        (into / name).unlink(missing_ok=True)
+    for path in (into / FACTS, into / PROGRESS, *into.glob(f"{FAILURE}*")):
+        path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": threads}
     ranks = subprocess.Popen([*command, "-m", __spec__.name, str(into)], env=environment, start_new_session=True)
-    done = 0
+    report = _Report(into, run, tracked=len(metrics.read_metrics(into / metrics.FILE)))
     try:
         while ranks.poll() is None:
             time.sleep(POLL_SECONDS)
-            done = _report(into, done, advance)
+            report.update()
     except KeyboardInterrupt:
         os.killpg(ranks.pid, signal.SIGTERM)
         ranks.wait(GRACE_SECONDS)
         raise
-    _report(into, done, advance)
+    report.update()
     if ranks.returncode or not (into / FACTS).exists():
-        reason = (into / FAILURE).read_text(encoding="utf-8") if (into / FAILURE).exists() else f"exit code {ranks.returncode}"
-        raise TrainingError(reason)
+        raise TrainingError(_reason(into) or f"a process ended with exit code {ranks.returncode}")
     facts: dict[str, Any] = json.loads((into / FACTS).read_text(encoding="utf-8"))
     return facts
 
@@ -116,13 +116,38 @@ TEMPORARY = (JOB, FACTS, PROGRESS)
 """Files of a launched round that only the round itself needs."""
 
 
-def _report(into: Path, done: int, advance: Callable[[int], None]) -> int:
-    try:
-        now = int((into / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        now = done
-    advance(now - done)
-    return now
+@dataclass
+class _Report:
+    """What the ranks have written so far, handed on."""
+
+    into: Path
+    run: Surroundings
+    tracked: int
+    """Steps whose metrics a tracker has been given."""
+    done: int = 0
+
+    def update(self) -> None:
+        try:
+            now = int((self.into / PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            now = self.done
+        for line in metrics.read_metrics(self.into / metrics.FILE):
+            if line["step"] > self.tracked:
+                self.tracked = int(line["step"])
+                self.run.track(line, self.tracked)
+        self.done, new = now, now - self.done
+        self.run.advance(new)
+
+
+def _reason(into: Path) -> str:
+    """What the first rank that failed by itself said; the others fail because it is gone."""
+    found = [path.read_text(encoding="utf-8").partition("\n") for path in sorted(into.glob(f"{FAILURE}*"), key=_written)]
+    own = [text for kind, _, text in found if not kind.startswith("Dist")]
+    return next(iter([*own, *(text for _, _, text in found)]), "")
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _work(into: Path) -> None:
@@ -147,8 +172,9 @@ def _work(into: Path) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if team.rank == 0:
-            write_atomically(into / FAILURE, " ".join(str(error).split()) or type(error).__name__)
+        distributed = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+        kind = "Dist" if distributed else type(error).__name__
+        write_atomically(into / f"{FAILURE}.{team.rank}", f"{kind}\n{' '.join(str(error).split()) or type(error).__name__}")
         raise
     if team.rank == 0:
         write_atomically(into / FACTS, json.dumps(facts))
