@@ -46,6 +46,10 @@ class PairLogProbs:
     """Scored tokens of the demonstration, end token included."""
     generated_tokens: Tensor
 
+    def detached(self) -> PairLogProbs:
+        """The same numbers without the graph that they came from."""
+        return PairLogProbs(**{item.name: getattr(self, item.name).detach() for item in dataclasses.fields(self)})
+
     @property
     def real_log_ratios(self) -> Tensor:
         """log π_θ(y|x) − log π_ref(y|x) of the demonstrations, (pairs,)."""

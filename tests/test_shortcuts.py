@@ -99,6 +99,13 @@ def test_a_token_that_tells_the_sides_apart_by_hand() -> None:
     assert result.last_token.auc == pytest.approx(0.5)
 
 
+def test_many_self_generations_do_not_outvote_the_demonstrations() -> None:
+    """Token 5 begins 30 of 100 demonstrations and 120 of 600 self-generations, the rest begins once: 0.5 + (0.3 − 0.2) / 2."""
+    real = [(5 if n < 30 else 100 + n, END) for n in range(100)]
+    generated = [(5 if n % 5 == 0 else 1000 + n, END) for n in range(600)]
+    assert audit(real, generated).first_token.auc == pytest.approx(0.55)
+
+
 def test_another_end_token_is_seen() -> None:
     real = answers(*[4] * 30)
     result = audit(real, [(*item[:-1], 99) for item in real])

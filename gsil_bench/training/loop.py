@@ -124,6 +124,7 @@ def train(
                 group["lr"] = rate
             line, finite = work.accumulate(trees)
             if not finite:
+                log.flush()  # first: a state must not be ahead of its metrics
                 save_state(team, policy, optimizer, folder, step, facts)
                 raise TrainingError(work.trouble(step))
             optimizer.step()
@@ -212,7 +213,7 @@ class _Work:
                 idle = number >= len(groups)  # a repeated micro-batch: collectives need everybody, the sum does not
                 share = (losses * weights).sum() * (0.0 if idle else team.size / normaliser)
                 share.backward()  # type: ignore[no-untyped-call]
-            self._done.append((members, pair, weights * (not idle), losses.detach()))
+            self._done.append((members, pair.detached(), weights * (not idle), losses.detach()))
         return self._line(len(trees), normaliser, real_tokens)
 
     def _losses(self, pair: PairLogProbs) -> Tensor:

@@ -27,8 +27,8 @@ PAIRWISE = frozenset({"generated", "reference"})
 
 
 def concatenate(pairs: Sequence[PairLogProbs]) -> PairLogProbs:
-    """The pairs of several micro-batches as one, without their graphs."""
-    joined = {item.name: torch.cat([getattr(pair, item.name).detach() for pair in pairs]) for item in fields(PairLogProbs)}
+    """The pairs of several micro-batches as one."""
+    joined = {item.name: torch.cat([getattr(pair, item.name) for pair in pairs]) for item in fields(PairLogProbs)}
     return PairLogProbs(**joined)
 
 
@@ -123,5 +123,15 @@ def displacement(path: Path) -> dict[str, float]:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """All whole lines."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return read_on(path, 0)[0]
+
+
+def read_on(path: Path, start: int) -> tuple[list[dict[str, float]], int]:
+    """The whole lines from a byte on (from the first, if the file has become shorter), and the byte where to go on."""
+    if not path.exists():
+        return [], 0
+    with path.open("rb") as file:
+        start = start if start <= file.seek(0, 2) else 0
+        file.seek(start)
+        whole = file.read().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()], start + len(whole) + bool(whole)

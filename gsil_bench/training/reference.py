@@ -80,9 +80,10 @@ def audit_reference(model: PreTrainedModel, trees: Sequence[Tree], floor: float,
     with Policy(model, autocast=autocast) as policy:
         again = tree_logps(policy, [tree.tokens for tree in sample], 1)
     kept = [branch.reference_logp for tree in sample for branch in tree.branches]
-    worst = max(
+    changes = [
         abs(float(one.sum(dtype=torch.float64)) - known) for one, known in zip(again, kept, strict=True) if known is not None
-    )
+    ]
+    worst = float(np.max(changes))  # of Python's max, NaN would be the largest only where it comes first
     if not worst <= max(TOLERANCE, 10 * floor):
         raise StaleReferenceError(
             f"kept reference log-probs differ by {worst:.3g} nats from the policy they are said to come from "
@@ -104,12 +105,8 @@ def _alone(policy: Policy, sequences: Sequence[Encoded]) -> list[Logps]:
 
 def _noise_floor(together: Sequence[Logps], alone: Sequence[Logps]) -> float:
     """Largest change of a sequence's fp32 log-prob between two batches, and never less than the rounding of the largest one."""
-    sums = [
-        (np.float32(one.sum(dtype=np.float64)), np.float32(other.sum(dtype=np.float64)))
-        for one, other in zip(together, alone, strict=True)
-    ]
-    rounding = max(np.spacing(abs(one)) for one, _ in sums)
-    return float(max(abs(one - other) for one, other in sums) + rounding)
+    one, other = (np.array([np.float32(logps.sum(dtype=np.float64)) for logps in side]) for side in (together, alone))
+    return float(np.abs(one - other).max() + np.spacing(np.abs(one)).max())
 
 
 def read_reference(folder: Path, sequences: Sequence[Encoded]) -> list[Logps]:

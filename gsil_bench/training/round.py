@@ -125,13 +125,16 @@ class _Report:
     tracked: int
     """Steps whose metrics a tracker has been given."""
     done: int = 0
+    read: int = 0
+    """Bytes of the metrics that were read."""
 
     def update(self) -> None:
         try:
             now = int((self.into / PROGRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             now = self.done
-        for line in metrics.read_metrics(self.into / metrics.FILE):
+        lines, self.read = metrics.read_on(self.into / metrics.FILE, self.read)
+        for line in lines:
             if line["step"] > self.tracked:
                 self.tracked = int(line["step"])
                 self.run.track(line, self.tracked)
