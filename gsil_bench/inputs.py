@@ -141,7 +141,7 @@ def read_inputs(config: Config) -> Inputs:
     model = read_model(config)
     demonstrations = _demonstrations(config, tasks, model, data_dir)
     _check_needs(methods, demonstrations)
-    _check_adapters(methods, model)
+    _check_adapters(methods, model, config.sharded)
     inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(config, methods, demonstrations)))
     _ = inputs.control  # a wrong --control is found now
     return inputs
@@ -225,8 +225,7 @@ def read_model(config: Config) -> Model:
     """The starting model's folder, tokenizer and chat format."""
     device = _device(config.device)
     dtype, autocast = _precision(config.precision, device)
-    if config.processes > 1 and not config.sharded and dtype == "bf16":
-        raise UserError("--processes: copies in bf16 have no common fp32 masters; add --sharded, or --precision bf16-autocast")
+    _check_processes(config, device, dtype)
     check_trackers(config.trackers)
     folder = _merged(config) or checkpoint.resolve_model(config.model)
     tokenizer = checkpoint.load_tokenizer(folder)
@@ -242,6 +241,18 @@ def read_model(config: Config) -> Model:
         dtype=dtype,
         autocast=autocast,
     )
+
+
+def _check_processes(config: Config, device: str, dtype: checkpoint.Dtype) -> None:
+    """Raise UserError for what several processes cannot do together, or one alone."""
+    import torch
+
+    if config.sharded and config.processes == 1:
+        raise UserError("--sharded divides the weights among processes: add --processes, the number of GPUs")
+    if device == "cuda" and config.processes > torch.cuda.device_count():
+        raise UserError(f"--processes {config.processes}: torch sees {torch.cuda.device_count()} GPUs here, one for each process")
+    if config.processes > 1 and not config.sharded and dtype == "bf16":
+        raise UserError("--processes: copies in bf16 have no common fp32 masters; add --sharded, or --precision bf16-autocast")
 
 
 def _merged(config: Config) -> Path | None:
@@ -345,11 +356,14 @@ def _check_needs(methods: Sequence[Method], demonstrations: Demonstrations) -> N
             )
 
 
-def _check_adapters(methods: Sequence[Method], model: Model) -> None:
-    """Raise UserError if a method would train weights that are held in 4 bits."""
+def _check_adapters(methods: Sequence[Method], model: Model, sharded: bool) -> None:
+    """Raise UserError if a method would train weights that are held in 4 bits, or an adapter of divided weights."""
     for method in methods:
-        if model.dtype == "nf4" and method.trains and not TrainConfig.of(method.training, where=method.name).lora_rank:
+        adapter = method.trains and TrainConfig.of(method.training, where=method.name).lora_rank > 0
+        if model.dtype == "nf4" and method.trains and not adapter:
             raise UserError(f"--precision nf4 trains adapters only: --set {method.name}.lora_rank=16")
+        if sharded and (adapter or model.dtype == "nf4"):
+            raise UserError("--sharded divides weights that are all trained: leave it out with lora_rank or --precision nf4")
 
 
 def _notes(config: Config, methods: Sequence[Method], demonstrations: Demonstrations) -> list[str]:

@@ -223,7 +223,7 @@ def _check_record(method: Method) -> None:
             raise unknown_name(f"value in {field_name} of {what}", value, known)
     if loss is None:
         return
-    if not inspect.isfunction(loss) or loss.__closure__ or "<" in loss.__qualname__:
+    if not inspect.isfunction(loss) or loss.__closure__ or not loss.__qualname__.isidentifier():
         # A partial, a lambda or a closure looks the same whatever it holds: two losses would share one checkpoint.
         raise UserError(
             f"{what}: its loss must be a function defined at the top of a module; what it varies belongs into settings"

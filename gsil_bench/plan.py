@@ -95,6 +95,8 @@ class Plan:
 
 
 CANARIES = "canaries"
+SAME_WEIGHTS = ("log_every", "gradient_checkpointing")
+"""Settings that leave every bit of the weights as it is; the others decide what is summed with what."""
 
 
 def _add_with_needs(stage: Stage, ordered: dict[str, Stage]) -> None:
@@ -202,7 +204,7 @@ class Planner:
             inputs = {
                 **self._frame,
                 "method": method.decides(),
-                "training": {key: value for key, value in vars(config).items() if key != "log_every"},
+                "training": {key: value for key, value in vars(config).items() if key not in SAME_WEIGHTS},
                 "batch_size": self._batch_size(config),
                 "seed": seed,
                 "round": index,

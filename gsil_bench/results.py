@@ -66,7 +66,7 @@ def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprin
         metric=cell.metric,
         best=cell.best,
         worst=cell.worst,
-        comparable=dict(cell.comparable),
+        comparable={**cell.comparable, "left_out": _left_out(rounds)},
         items=tuple(
             ItemScore(record["id"], record["score"], record["reason"], record["group"])
             for record in read_jsonl(scores.folder / FILE)
@@ -78,6 +78,11 @@ def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprin
         fingerprint=fingerprint,
         warnings=_warnings(cell, made),
     )
+
+
+def _left_out(rounds: Sequence[Artefact]) -> str | None:
+    """Which demonstrations a method left out as too long; another set is another training set. None if it was not trained."""
+    return "; ".join(dict.fromkeys(artefact.facts["left_out"] for artefact in rounds)) or None
 
 
 def _warnings(cell: Cell, made: Mapping[str, Artefact]) -> tuple[str, ...]:

@@ -9,10 +9,13 @@ Which stages there are, and how they hang together, is in plan.py; how they are 
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from gsil_bench.evaluation import answers, held_out, scoring
 from gsil_bench.generation.completions import complete_all
@@ -20,7 +23,7 @@ from gsil_bench.generation.engine import Request, Sampling
 from gsil_bench.inputs import Inputs, TaskInput
 from gsil_bench.methods import Method, baseline_methods, load_method
 from gsil_bench.models import checkpoint
-from gsil_bench.records import Encoded, Generation, read_jsonl, write_jsonl
+from gsil_bench.records import Encoded, Generation, digest, read_jsonl, write_jsonl
 from gsil_bench.store import Artefact, Produced
 from gsil_bench.tasks.task import ScoringResources
 from gsil_bench.training.batches import Branch, Tree
@@ -41,14 +44,14 @@ if TYPE_CHECKING:
 Side = Literal["real", "generated", "rejected"]
 
 FORWARD_TOKENS = 8192
-"""Padded tokens per forward pass without gradients."""
+"""Positions of a forward pass without gradients."""
 
 VERSIONS = {
     "canaries": 1,
     "demonstrations": 1,
     "generations": 2,
     "reference": 2,
-    "training": 2,
+    "training": 3,
     "answers": 1,
     "scores": 1,
     "held-out": 2,
@@ -79,8 +82,10 @@ class Resources:
         return checkpoint.load_model(artefact.folder, self.inputs.model.device, self.inputs.model.dtype)
 
     def release(self) -> None:
-        """Forget the loaded model: training needs the memory."""
+        """Forget the loaded model, and hand its memory back: training, perhaps in other processes, needs it."""
         self._loaded = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def engine(self, artefact: Artefact) -> TransformersEngine:
         """The generation engine on a model."""
@@ -179,6 +184,7 @@ def train_round(
     resources, config = work.resources, TrainConfig.of(method.training, where=method.name)
     trees, too_long = within_budget(build_trees(work, method), config)
     floor, audit = audited_floor(work, trees)
+    resources.release()
     start_floor = floor if starts_at_reference else None
     model = resources.inputs.model
     job = Round(
@@ -196,7 +202,8 @@ def train_round(
             facts = run_round(job, work.folder, Surroundings(resources.advance, track=track))
     content = checkpoint.save_tokenizer(model.chat.tokenizer, work.folder)
     warnings = [*facts.pop("notes"), *_left_out(too_long, config), *_shortcuts_of_rejected(work)]
-    more = {"too_long": len(too_long), "noise_floor": start_floor, "audit": audit, "warnings": warnings}
+    left_out = f"{len(too_long)}, {digest([tree.id for tree in too_long])[:8]}" if too_long else "none"
+    more = {"too_long": len(too_long), "left_out": left_out, "noise_floor": start_floor, "audit": audit, "warnings": warnings}
     return Produced({**facts, **more}, content, temporary=(STATE, *TEMPORARY))
 
 
@@ -242,9 +249,7 @@ def audited_floor(work: Workspace, trees: Sequence[Tree]) -> tuple[float | None,
         return None, None
     resources = work.resources
     model = resources.model(work.needs.get("reference_policy", work.needs["policy"]))
-    audit = audit_reference(model, trees, max(floors), resources.inputs.model.autocast)
-    resources.release()
-    return max(floors), audit
+    return max(floors), audit_reference(model, trees, max(floors), resources.inputs.model.autocast)
 
 
 def shadow_methods() -> tuple[str, ...]:

@@ -318,6 +318,26 @@ class OutOfMemoryOnce:
         monkeypatch.setattr(torch.Tensor, "backward", lambda *arguments, **named: self(*arguments, **named))
 
 
+def test_memory_that_runs_out_between_a_gradient_and_its_master_counts_it_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy to fp32 is the likeliest place: the bf16 gradient is there already, its master has not got it."""
+    method = method_for("sft", micro_batch_trees=2)
+    wanted = run(job_for(tiny_model, method, dtype="bf16"), tmp_path / "whole")
+    move, calls = optimizers._move_gradient, []
+
+    def failing(master: torch.nn.Parameter, parameter: torch.nn.Parameter) -> None:
+        calls.append(parameter)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        move(master, parameter)
+
+    monkeypatch.setattr(optimizers, "_move_gradient", failing)
+    got = run(job_for(tiny_model, method, dtype="bf16"), tmp_path / "broken")
+    assert len(calls) > 4 and got[0] == wanted[0]
+    assert all(torch.equal(got[1][name], value) for name, value in wanted[1].items())
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(("call", "after"), [(1, False), (2, True), (5, True)])
 def test_memory_that_runs_out_once_is_answered_by_recomputing(

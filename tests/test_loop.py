@@ -113,6 +113,21 @@ def test_a_damaged_state_starts_the_round_again(tiny_model: Path, tmp_path: Path
     assert "the round starts again" in caplog.text
 
 
+def test_a_state_that_cannot_be_read_just_now_is_kept(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails is no damaged file: what was trained is not thrown away."""
+    steps = list(ShuffledSteps(make_trees(tiny_model), 8, 2, (1, 0)))
+    weights_after(tiny_model, settings_for("sft"), steps, tmp_path)
+    (tmp_path / state.FILE).write_text("perhaps good")
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError, match="input/output"):
+        weights_after(tiny_model, settings_for("sft"), steps, tmp_path)
+    assert (tmp_path / state.FILE).read_text() == "perhaps good"
+
+
 def test_divergence_is_a_failure_even_in_the_last_step(tiny_model: Path, tmp_path: Path) -> None:
     steps = list(ShuffledSteps(make_trees(tiny_model), 8, 3, (1, 0)))
     with pytest.raises(loop.TrainingError, match="training diverged"):

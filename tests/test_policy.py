@@ -213,3 +213,16 @@ def test_dropout_is_silent_wherever_a_model_keeps_it() -> None:
     assert torch.equal(model(ids).logits, model(ids).logits)
     llama = policy.silence_dropout(LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE, attention_dropout=0.5))).train()
     assert torch.equal(llama(ids).logits, llama(ids).logits)
+
+
+def test_a_window_that_does_not_reach_attention_is_noticed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose layers put their window into the mask alone would see everything over trees; short probes would not tell."""
+    model = make("mistral")
+    model.config.sliding_window = 4000
+    honest = attention.tree_attention
+    monkeypatch.setattr(attention, "tree_attention", lambda *args, sliding_window=None, **named: honest(*args, **named))
+    with caplog.at_level(logging.WARNING), Policy(model) as used:
+        assert used.layout == "padded"
+    assert "a window that it keeps to itself" in caplog.text

@@ -78,6 +78,16 @@ SAME: dict[str, tuple[list[str], dict[str, str]]] = {
     "processes": ([], {"processes": "2"}),
 }
 
+SAME_WEIGHTS = {"what is logged": "log_every=3", "memory": "gradient_checkpointing=on"}
+
+
+@pytest.mark.parametrize("name", SAME_WEIGHTS)
+def test_what_leaves_the_weights_alone_trains_nothing_again(planned: Asked, name: str) -> None:
+    plain, changed = planned(), planned([f"gsil-logistic.{SAME_WEIGHTS[name]}"])
+    assert [stage.key for stage in of_kind(plain, "training")] == [stage.key for stage in of_kind(changed, "training")]
+    other = planned(["gsil-logistic.micro_batch_tokens=99"])
+    assert [stage.key for stage in of_kind(plain, "training")] != [stage.key for stage in of_kind(other, "training")]
+
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_key_does_not_depend_on_what_log_probs_do_not(planned: Asked, name: str) -> None:

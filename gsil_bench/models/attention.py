@@ -50,12 +50,23 @@ def tree_attention(
     segments: Segments | None = kwargs.pop(SEGMENTS, None)
     kernel = kwargs.pop(KERNEL, "segments")
     strange = [name for name in REFUSED if kwargs.get(name) is not None]
+    strange += ["a window that it keeps to itself"] if sliding_window is None and hidden_window(module) else []
     if segments is None or strange or attention_mask is not None or query.shape[2] != sum(segments.lengths):
         raise CannotShareError(
             f"attention of {type(module).__name__} has {', '.join(strange) or 'a form that is not known here'}"
         )
     run = _flex if kernel == "flex" else _by_segments
     return run(module, query, key, value, segments, scaling, sliding_window, softcap), None
+
+
+def hidden_window(module: torch.nn.Module) -> int | None:
+    """The sliding window that the configuration gives a layer, whether or not its code hands it on."""
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds and layer is not None and kinds[layer] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
 
 
 def _by_segments(
@@ -76,18 +87,18 @@ def _by_segments(
     attended: list[Tensor] = []
     for prompt, branches in segments.trees:
         query_part, prompt_keys, prompt_values = next(parts)
-        attended.append(_attend(query_part, prompt_keys, prompt_values, 0, segments, scaling, window, softcap))
+        attended.append(attend(query_part, prompt_keys, prompt_values, 0, segments, scaling, window, softcap))
         for length in branches:
             query_part, keys, values = next(parts)
             if length:
                 keys, values = torch.cat((prompt_keys, keys), 2), torch.cat((prompt_values, values), 2)
-                attended.append(_attend(query_part, keys, values, prompt, segments, scaling, window, softcap))
+                attended.append(attend(query_part, keys, values, prompt, segments, scaling, window, softcap))
     if segments.padding:
         attended.append(next(parts)[2])
     return torch.cat(attended, 2).transpose(1, 2)
 
 
-def _attend(
+def attend(
     query: Tensor, key: Tensor, value: Tensor, seen: int, segments: Segments, scaling: float | None, window: int | None,
     softcap: float | None,
 ) -> Tensor:  # fmt: skip
@@ -118,6 +129,8 @@ def _flex(
     from transformers.integrations.flex_attention import flex_attention_forward
 
     mask = segments.block_mask(window, query.device)
+    # Under autocast rotary embeddings leave queries and keys in fp32, beside values in bf16: SDPA casts them itself.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     attended: Tensor = flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap)[0]
     return attended
 

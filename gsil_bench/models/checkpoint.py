@@ -55,8 +55,9 @@ def _find(name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights' shards, sorted."""
-    return sorted(folder.glob("*.safetensors"))
+    """The weights' shards, sorted; not the same weights once more in their makers' own format ("consolidated")."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [path for path in files if path.name.startswith("model")] or files
 
 
 def weights_sha256(folder: Path) -> str:

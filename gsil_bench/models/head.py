@@ -291,8 +291,8 @@ def backbone(model: PreTrainedModel) -> torch.nn.Module:
 def check_head(model: PreTrainedModel, input_ids: Tensor) -> float:
     """How far log-probs through the head differ at most from the log_softmax of the model's own logits, in nats per token.
 
-    Compared at every position for the given, the likeliest and the unlikeliest token. In bf16 the model's own logits are rounded,
-    and the result has that size.
+    Compared at every position for the given, the likeliest and the unlikeliest token. What the rounding of the model's own logits
+    explains is taken off: in bf16 those of size 100 are a quarter apart from the truth.
 
     Args:
         model: in eval mode.
@@ -311,7 +311,8 @@ def check_head(model: PreTrainedModel, input_ids: Tensor) -> float:
         scored_logps(hidden, head, targets) - logps.gather(1, targets[:, None]).squeeze(1)
         for targets in (input_ids.flatten(), logps.argmax(1), logps.argmin(1))
     ]
-    return float(torch.stack(differences).abs().max())
+    rounding = float(logits.abs().max()) * torch.finfo(logits.dtype).eps  # half a step each of a logit and of the largest
+    return max(0.0, float(torch.stack(differences).abs().max()) - rounding)
 
 
 def _unwrapped(model: PreTrainedModel) -> PreTrainedModel:

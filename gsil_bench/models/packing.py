@@ -9,6 +9,7 @@ ends. Which token may see which is kept twice: as segments (for attention segmen
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class Segments:
 
     def rule(self, window: int | None, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """The same as a predicate on (batch, head, query index, key index), in FlexAttention's form."""
-        tree, branch, position = (torch.tensor(values, device=device) for values in self._labels())
+        tree, branch, position = (to_device(torch.tensor(values), device) for values in self._labels)
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             allowed = (key <= query) & (tree[query] == tree[key]) & ((branch[key] == 0) | (branch[key] == branch[query]))
@@ -105,19 +106,17 @@ class Segments:
 
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """FlexAttention's mask; made once for all layers with the same window."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
         if window not in self._block_masks:
             width = sum(self.lengths)
-            self._block_masks[window] = create_block_mask(
-                self.rule(window, device), None, None, width, width, str(device), _compile=device.type == "cuda"
-            )
+            make = _block_mask_maker(compiled=device.type == "cuda")
+            self._block_masks[window] = make(self.rule(window, device), None, None, width, width, device=str(device))
         return self._block_masks[window]
 
     def positions(self) -> list[int]:
         """Distance of every input from its prompt's first token."""
-        return self._labels()[2]
+        return self._labels[2]
 
+    @cached_property
     def _labels(self) -> tuple[list[int], list[int], list[int]]:
         """Of every input: its tree, its branch (0 is the prompt) and its position. Padding is a tree of its own."""
         trees: list[int] = []
@@ -147,9 +146,22 @@ class PackedRow:
 
     def to(self, device: torch.device) -> PackedRow:
         """The same on a device."""
-        position_ids = None if self.position_ids is None else self.position_ids.to(device, non_blocking=True)
-        ids, sources, targets = (item.to(device, non_blocking=True) for item in (self.input_ids, self.sources, self.targets))
+        position_ids = None if self.position_ids is None else to_device(self.position_ids, device)
+        ids, sources, targets = (to_device(item, device) for item in (self.input_ids, self.sources, self.targets))
         return PackedRow(ids, position_ids, sources, targets, self.segments)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for: from memory that the GPU reads by itself."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@functools.cache
+def _block_mask_maker(compiled: bool) -> Callable[..., BlockMask]:
+    """FlexAttention's own; compiled, it never holds the whole mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask) if compiled else create_block_mask
 
 
 def lay_out(trees: Sequence[TokenTree], layout: Layout, multiple: int = 1) -> PackedRow:

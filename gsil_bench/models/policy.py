@@ -129,14 +129,15 @@ class Policy(torch.nn.Module):
     def _choose_layout(self, wanted: str) -> None:
         if wanted == "padded":
             return
+        failure, kernels = "", dict.fromkeys((self.attention_kernel, "segments"))
         for layout in LAYOUTS[:-1] if wanted == "auto" else [_named(wanted)]:
-            for kernel in dict.fromkeys((self.attention_kernel, "segments")):
+            for kernel in kernels:
                 failure = self._try(layout, kernel)
                 if not failure:
                     return
-                if wanted != "auto":
-                    raise CannotShareError(f"layout {layout} is not possible with {type(self.model).__name__}: {failure}")
                 self._note(f"layout {layout} ({kernel}) is not used: {failure}")
+        if wanted != "auto":
+            raise CannotShareError(f"layout {wanted} is not possible with {type(self.model).__name__}: {failure}")
 
     def _try(self, layout: Layout, kernel: str) -> str:
         """Take a layout if it gives what padding gives; why not, otherwise."""

@@ -34,7 +34,7 @@ from gsil_bench.records import CellFailure, CellResult
 Outcome = Literal["", "control", "no control", "refused", "better", "worse", "equivalent", "not resolved"]
 """A cell against the control: a verdict of `statistics`, or why there is none; "" for a cell without a score."""
 
-NULLABLE = frozenset({"budget"})
+NULLABLE = frozenset({"budget", "left_out"})
 """Keys of `comparable` that are null for a model that was not trained; null is comparable with everything."""
 
 

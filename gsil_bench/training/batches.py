@@ -5,6 +5,7 @@ The order is a function of seed and round only, so it does not change with micro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,12 +81,9 @@ class ShuffledSteps:
 
     def __iter__(self) -> Iterator[list[Tree]]:
         random = np.random.default_rng([*self.seed, 0])
-        queue: list[int] = []
+        order = itertools.chain.from_iterable(random.permutation(len(self.trees)).tolist() for _ in itertools.count())
         for _ in range(self.steps):
-            while len(queue) < self.batch_size:
-                queue.extend(random.permutation(len(self.trees)).tolist())
-            batch, queue = queue[: self.batch_size], queue[self.batch_size :]
-            yield [self.trees[index] for index in batch]
+            yield [self.trees[index] for index in itertools.islice(order, self.batch_size)]
 
 
 @dataclass(frozen=True)

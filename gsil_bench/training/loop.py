@@ -5,11 +5,13 @@ whole step's count (examples or tokens), so micro-batches, layout and the number
 the result. Before the first step of a round that starts from its reference, every log-ratio must be 0 up to rounding (ten times
 the measured noise floor, a thousandth of a nat at least); a larger one stops the run. State is saved at step boundaries; a
 resumed run repeats the steps of an uninterrupted one exactly. Nothing is read from the device but one number a step, which says
-that loss and gradient are finite; metrics are read every `log_every` steps.
+that loss and gradient are finite (and with several processes two more, whether to stop or to save); metrics are read every
+`log_every` steps.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -28,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gsil_bench.methods import Method, PairLogProbs
 from gsil_bench.models.flops import mfu, model_flops, peak_flops, tree_flops
-from gsil_bench.models.packing import micro_batches
+from gsil_bench.models.packing import micro_batches, to_device
 from gsil_bench.models.policy import Policy
 from gsil_bench.training import metrics
 from gsil_bench.training.batches import Steps, Tree
@@ -36,6 +38,7 @@ from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.metrics import MetricsLog
 from gsil_bench.training.optimizers import build_optimizer, trained_parameters
 from gsil_bench.training.parallel import ALONE, Team
+from gsil_bench.training.reference import exceeds_noise
 from gsil_bench.training.state import load_state, save_state
 
 if TYPE_CHECKING:
@@ -47,8 +50,6 @@ SAVE_EVERY_SECONDS = 30.0
 SAVING_SHARE = 20.0
 """A save is followed by at least so many times its own duration of training: large models are not saved all the time."""
 DIVERGED = "training diverged, a lower learning rate may help"
-STEP_ZERO_TOLERANCE = 1e-3
-"""Nats per sequence: a step-0 log-ratio is wrong when it exceeds both this and ten times the measured noise floor."""
 NAMED_IDS = 5
 """Demonstrations that an error names at most."""
 
@@ -134,8 +135,8 @@ def train(
             facts["scored_tokens"] += sum(tree.scored_tokens for tree in trees)
             facts["flops"] += sum(map(work.flops, trees))
             facts["step_seconds"] += time.monotonic() - started
-            interruption = _advance(run, team)
-            if interruption or clock.is_due():
+            interruption, due = _advance(run, team, clock.is_due())
+            if interruption or due:
                 log.flush()
                 with clock:
                     save_state(team, policy, optimizer, folder, step + 1, facts)
@@ -184,11 +185,8 @@ class _Work:
         Returns:
             The step's metrics, on the device; whether loss and gradient are finite.
         """
-        try:
-            line = self._accumulate(trees)
-        except torch.OutOfMemoryError:
-            if self.policy.recomputes or self.config.gradient_checkpointing != "auto" or self.run.team.size > 1:
-                raise
+        line = self._accumulate_or_run_out(trees)
+        if line is None:  # here the failed pass and its activations are gone, as they are not while its error is handled
             logger.warning("out of memory: from here on, activations are recomputed in the backward pass")
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
@@ -197,11 +195,20 @@ class _Work:
         line["grad_norm"] = _clip(trained_parameters(self.optimizer), self.config.max_grad_norm)
         return line, math.isfinite(float(line["grad_norm"] + 0 * line["loss"]))  # the one number that is read: 0 * inf is NaN
 
+    def _accumulate_or_run_out(self, trees: Sequence[Tree]) -> dict[str, Tensor] | None:
+        """As `_accumulate`; None where memory ran out and can be saved."""
+        try:
+            return self._accumulate(trees)
+        except torch.OutOfMemoryError:
+            if self.policy.recomputes or self.config.gradient_checkpointing != "auto" or self.run.team.size > 1:
+                raise
+            return None
+
     def _accumulate(self, trees: Sequence[Tree]) -> dict[str, Tensor]:
-        team, config = self.run.team, self.config
+        team = self.run.team
         real_tokens = sum(len(tree.real.completion_ids) for tree in trees)
         normaliser = len(trees) if self.method.normalise == "examples" else real_tokens
-        groups = micro_batches([tree.tokens for tree in trees], self.layout, config.micro_batch_tokens, config.micro_batch_trees)
+        groups = self._groups(trees)
         turns = -(-len(groups) // team.size)
         self._done.clear()
         for turn in range(turns):
@@ -215,6 +222,11 @@ class _Work:
                 share.backward()  # type: ignore[no-untyped-call]
             self._done.append((members, pair.detached(), weights * (not idle), losses.detach()))
         return self._line(len(trees), normaliser, real_tokens)
+
+    def _groups(self, trees: Sequence[Tree]) -> list[list[int]]:
+        """Micro-batches, as indices of trees."""
+        config = self.config
+        return micro_batches([tree.tokens for tree in trees], self.layout, config.micro_batch_tokens, config.micro_batch_trees)
 
     def _losses(self, pair: PairLogProbs) -> Tensor:
         """The method's loss of each pair."""
@@ -248,7 +260,9 @@ class _Work:
         if not torch.cuda.is_available() or not math.isfinite(facts["flops"]) or not facts["step_seconds"]:
             return None
         weights = next(self.policy.parameters())
-        dtype = "bf16" if self.run.autocast or weights.dtype == torch.bfloat16 else "fp32"
+        quantised = getattr(self.policy.model, "is_loaded_in_4bit", False)  # multiplied in bf16, whatever the embeddings are
+        lower = self.run.autocast or self.run.team.casts or quantised
+        dtype = "fp32" if weights.dtype == torch.float32 and not lower else "bf16"
         peak = peak_flops(torch.cuda.get_device_name(), dtype) if weights.is_cuda else None
         return mfu(facts["flops"], facts["step_seconds"], peak and peak * self.run.team.size)
 
@@ -274,12 +288,12 @@ class _Work:
         if schedule.noise_floor is None or "reference" not in self.method.needs or not len(schedule.steps):
             return None
         trees = next(iter(schedule.steps))
-        groups = micro_batches([tree.tokens for tree in trees], self.layout, self.config.micro_batch_tokens)
+        groups = self._groups(trees)
         pairs = [pair_logps(self.wrapped, [trees[index] for index in group])[0] for group in groups]
         ratios = torch.cat([torch.cat((pair.real_log_ratios, pair.generated_log_ratios)) for pair in pairs])
         # A method may compare its demonstrations alone with the reference: NaN is not there, and no loss may use it.
         worst = float(ratios[~ratios.isnan()].abs().max()) if not ratios.isnan().all() else math.nan
-        if not worst <= max(STEP_ZERO_TOLERANCE, 10 * schedule.noise_floor):
+        if exceeds_noise(worst, schedule.noise_floor):
             raise TrainingError(
                 f"step 0: a log-ratio of {worst:.3g} nats where policy and reference are the same weights "
                 f"(noise floor {schedule.noise_floor:.1g}); the reference log-probs do not belong to this policy"
@@ -304,13 +318,14 @@ def pair_logps(policy: torch.nn.Module, trees: Sequence[Tree]) -> tuple[PairLogP
     first = list(itertools.accumulate((len(tree.branches) for tree in trees), initial=0))
     pairs = [(first[n], first[n] + k + 1 if tree.generated else None) for n, tree in enumerate(trees) for k in _pairs_of(tree)]
     known = [math.nan if branch.reference_logp is None else branch.reference_logp for branch in branches]
-    table = torch.stack((sums, sums.new_tensor(known), sums.new_tensor(lengths)))  # (3, branches)
-    real = table[:, [real for real, _ in pairs]]  # (3, pairs)
+    here = functools.partial(to_device, device=sums.device)
+    table = torch.stack((sums, here(torch.tensor(known)), here(torch.tensor(lengths, dtype=sums.dtype))))  # (3, branches)
+    real = table.index_select(1, here(torch.tensor([real for real, _ in pairs])))  # (3, pairs)
     others = [other for _, other in pairs if other is not None]
     if len(others) not in (0, len(pairs)):
         raise ValueError("either every tree of a step has a self-generation or none")
-    generated = table[:, others] if others else torch.full_like(real, math.nan)
-    weights = sums.new_tensor([1 / max(1, len(tree.generated)) for tree in _of_pairs(trees)])
+    generated = table.index_select(1, here(torch.tensor(others))) if others else torch.full_like(real, math.nan)
+    weights = here(torch.tensor([1 / max(1, len(tree.generated)) for tree in _of_pairs(trees)]))
     return PairLogProbs(real[0], generated[0], real[1], generated[1], real[2], generated[2]), weights
 
 
@@ -329,15 +344,21 @@ def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _advance(run: Surroundings, team: Team) -> KeyboardInterrupt | None:
-    """Report a step; what asks a rank to stop stops all of them, and is returned, so that the state can be saved first."""
+def _advance(run: Surroundings, team: Team, due: bool) -> tuple[KeyboardInterrupt | None, bool]:
+    """Report a step; what asks a rank to stop, or to save, asks all of them, because saving needs everybody.
+
+    Returns:
+        What stops the run after its state is saved; whether a save is due.
+    """
     asked: KeyboardInterrupt | None = None
     try:
         run.advance(1)
     except KeyboardInterrupt as interruption:
         asked = interruption
-    stops = team.size > 1 and float(team.total(torch.tensor(float(asked is not None), device=team.device)))
-    return asked or (KeyboardInterrupt() if stops else None)
+    if team.size == 1:
+        return asked, due
+    stops, saves = team.total(torch.tensor([float(asked is not None), float(due)], device=team.device)).tolist()
+    return asked or (KeyboardInterrupt() if stops else None), saves > 0
 
 
 @dataclass

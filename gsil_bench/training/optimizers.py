@@ -102,8 +102,10 @@ class MasterWeights:
         self._write_back()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the masters' gradients; the model's have moved there."""
+        """Clear the masters' gradients, and what a backward pass that failed half-way has left on the model's."""
         self._inner.zero_grad(set_to_none=set_to_none)
+        for parameter, _ in self._pairs:
+            parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """Inner state and masters: with them a resumed run repeats the bits of an uninterrupted one."""

@@ -3,7 +3,7 @@
 Every rank knows the whole step, so the loss is divided by the step's counts without talking to anyone; ranks take turns over the
 micro-batches, and one that gets none in the last turn repeats one with weight zero, because collectives need everybody. Gradients
 are averaged by the wrappers, so each rank multiplies its loss by the number of ranks. torch's own wrappers are used:
-docs/decisions/0005-torch-wrappers.md says why.
+docs/decisions/0006-torch-wrappers.md says why.
 """
 
 from __future__ import annotations
@@ -193,18 +193,20 @@ def layers(policy: torch.nn.Module) -> list[torch.nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def join_team(sharded: bool = False, bf16: bool = False) -> Team:
+def join_team(device: str, sharded: bool = False, bf16: bool = False) -> Team:
     """The team that torchrun started this process in, or a team of one.
 
     Args:
+        device: "cuda" or "cpu": where the weights are going to be; ranks on a GPU take one each.
         sharded: divide weights and optimiser among the ranks.
         bf16: compute in bf16 over fp32 weights, where they are divided.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if torch.cuda.is_available():
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     kind = Sharded if sharded else DataParallel
     return kind(torch.distributed.get_rank(), torch.distributed.get_world_size(), casts=sharded and bf16)

@@ -30,7 +30,7 @@ FLOOR_SAMPLE = 32
 AUDIT_SAMPLE = 8
 """Trees that are recomputed when kept log-probs are about to be trained on."""
 TOLERANCE = 1e-3
-"""Nats per sequence: a difference is an error when it exceeds both this and ten times the noise floor."""
+"""Nats per sequence."""
 
 
 class StaleReferenceError(RuntimeError):
@@ -84,12 +84,19 @@ def audit_reference(model: PreTrainedModel, trees: Sequence[Tree], floor: float,
         abs(float(one.sum(dtype=torch.float64)) - known) for one, known in zip(again, kept, strict=True) if known is not None
     ]
     worst = float(np.max(changes))  # of Python's max, NaN would be the largest only where it comes first
-    if not worst <= max(TOLERANCE, 10 * floor):
+    if exceeds_noise(worst, floor):
         raise StaleReferenceError(
             f"kept reference log-probs differ by {worst:.3g} nats from the policy they are said to come from "
             f"(noise floor {floor:.1g}): something that decides them has changed without changing their fingerprint"
         )
     return worst
+
+
+def exceeds_noise(difference: float, floor: float) -> bool:
+    """Whether two log-probs of one sequence that should be equal are not: more than TOLERANCE apart and more than ten times the
+    noise floor, or NaN.
+    """
+    return not difference <= max(TOLERANCE, 10 * floor)
 
 
 def _sample(count: int, size: int) -> range:

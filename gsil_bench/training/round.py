@@ -35,8 +35,9 @@ from gsil_bench.training.parallel import join_team
 
 JOB, FACTS, FAILURE, PROGRESS = "round.json", "facts.json", "failure", "progress"
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 60.0
-"""Time that ranks get to save their state after an interruption."""
+GRACE_SECONDS = 300
+"""Time that ranks get to save their state after an interruption, before torchrun kills them."""
+MARGIN_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -89,27 +90,42 @@ def run_round(job: Round, into: Path, run: Surroundings) -> dict[str, Any]:
 
 def launch(job: Round, into: Path, processes: int, sharded: bool, run: Surroundings) -> dict[str, Any]:
     """Run a round in several processes of this machine; as `run_round`, with progress and metrics as the ranks write them."""
-    write_atomically(into / JOB, canonical({"sharded": sharded, **_to_json(job)}))
+    write_atomically(into / JOB, canonical({"sharded": sharded, "pause": run.save_every_seconds, **_to_json(job)}))
     for path in (into / FACTS, into / PROGRESS, *into.glob(f"{FAILURE}*")):
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": threads}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": threads,
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_SECONDS),
+    }
     ranks = subprocess.Popen([*command, "-m", __spec__.name, str(into)], env=environment, start_new_session=True)
     report = _Report(into, run, tracked=len(metrics.read_metrics(into / metrics.FILE)))
     try:
         while ranks.poll() is None:
             time.sleep(POLL_SECONDS)
             report.update()
-    except KeyboardInterrupt:
-        os.killpg(ranks.pid, signal.SIGTERM)
-        ranks.wait(GRACE_SECONDS)
-        raise
+    finally:
+        _stop(ranks)
     report.update()
     if ranks.returncode or not (into / FACTS).exists():
         raise TrainingError(_reason(into) or f"a process ended with exit code {ranks.returncode}")
     facts: dict[str, Any] = json.loads((into / FACTS).read_text(encoding="utf-8"))
     return facts
+
+
+def _stop(ranks: subprocess.Popen[bytes]) -> None:
+    """End what still runs, whatever the reason. The ranks have sessions of their own: torchrun passes the signal on, and kills
+    those that take too long.
+    """
+    while ranks.poll() is None:
+        ranks.send_signal(signal.SIGTERM)
+        try:
+            ranks.wait(GRACE_SECONDS + MARGIN_SECONDS)
+        except KeyboardInterrupt:  # again: they are already stopping, and must not be left behind
+            continue
 
 
 TEMPORARY = (JOB, FACTS, PROGRESS)
@@ -156,7 +172,8 @@ def _written(path: Path) -> int:
 def _work(into: Path) -> None:
     """What each rank does."""
     data = json.loads((into / JOB).read_text(encoding="utf-8"))
-    team = join_team(data.pop("sharded"), data["dtype"] == "bf16")
+    pause = data.pop("pause")
+    team = join_team(data["device"], data.pop("sharded"), data["dtype"] == "bf16")
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     signal.signal(signal.SIGINT, lambda number, frame: stop.append(number))
@@ -171,7 +188,7 @@ def _work(into: Path) -> None:
             raise KeyboardInterrupt
 
     try:
-        facts = run_round(_from_json(data), into, Surroundings(advance, team=team))
+        facts = run_round(_from_json(data), into, Surroundings(advance, pause, team=team))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

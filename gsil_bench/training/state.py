@@ -38,14 +38,16 @@ def load_state(team: Team, policy: torch.nn.Module, optimizer: Any, folder: Path
     state: dict[str, Any] | None = None
     if path.exists():
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: state["step"]] if metrics.exists() else []
             step, facts = int(state["step"]), dict(state["facts"])
+        except (OSError, MemoryError):
+            raise  # the file may be good: nothing is thrown away
         except Exception as error:  # whatever a damaged file makes the reader raise, the round starts again
             logger.warning("%s cannot be read (%s); the round starts again", path, type(error).__name__)
             state = None
-    team.barrier()  # everyone has looked before anyone changes the folder
-    if state is None:
+    readers = float(team.total(torch.tensor(float(state is not None), device=team.device)))  # all look before anyone changes it
+    if state is None or readers < team.size:
         if team.rank == 0:
             path.unlink(missing_ok=True)
             metrics.unlink(missing_ok=True)
