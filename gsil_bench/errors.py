@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 
 class UserError(ValueError):
@@ -12,6 +14,18 @@ class UserError(ValueError):
 
 class StoreError(UserError):
     """The folder of results and artefacts cannot be written: nothing that follows could be kept."""
+
+
+def library(name: str, what: str) -> Any:
+    """A library that is not always there; `what` needs it.
+
+    Raises:
+        UserError: it is not installed, or does not work here.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:  # a build for another GPU fails with the latter two
+        raise UserError(f"{what} needs {name}: pip install {name} ({' '.join(str(error).split())[:200]})") from error
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:

@@ -19,7 +19,7 @@ from typing import Any
 from gsil_bench.config import Config, Settings
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.data.demonstrations import check_lengths, from_items, read_demonstrations, split_held_out
-from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.errors import UserError, library, unknown_name
 from gsil_bench.evaluation import held_out
 from gsil_bench.methods import Method, baseline_methods, load_method, with_settings
 from gsil_bench.models import checkpoint
@@ -141,7 +141,7 @@ def read_inputs(config: Config) -> Inputs:
     model = read_model(config)
     demonstrations = _demonstrations(config, tasks, model, data_dir)
     _check_needs(methods, demonstrations)
-    _check_adapters(methods, model, config.sharded)
+    _check_training(methods, model, config.sharded)
     inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(config, methods, demonstrations)))
     _ = inputs.control  # a wrong --control is found now
     return inputs
@@ -228,6 +228,7 @@ def read_model(config: Config) -> Model:
     _check_processes(config, device, dtype)
     check_trackers(config.trackers)
     folder = _merged(config) or checkpoint.resolve_model(config.model)
+    checkpoint.check_architecture(folder)
     tokenizer = checkpoint.load_tokenizer(folder)
     chat = ChatFormat.of(tokenizer, config.chat_template, checkpoint.end_token_ids(folder))
     return Model(
@@ -356,11 +357,21 @@ def _check_needs(methods: Sequence[Method], demonstrations: Demonstrations) -> N
             )
 
 
-def _check_adapters(methods: Sequence[Method], model: Model, sharded: bool) -> None:
-    """Raise UserError if a method would train weights that are held in 4 bits, or an adapter of divided weights."""
-    for method in methods:
-        adapter = method.trains and TrainConfig.of(method.training, where=method.name).lora_rank > 0
-        if model.dtype == "nf4" and method.trains and not adapter:
+def _check_training(methods: Sequence[Method], model: Model, sharded: bool) -> None:
+    """Raise UserError if a method would train weights held in 4 bits, an adapter of divided weights or wider than the model, or
+    needs a library that is missing.
+    """
+    width = checkpoint.model_config(model.folder).get("hidden_size")
+    for method in [method for method in methods if method.trains]:
+        config = TrainConfig.of(method.training, where=method.name)
+        adapter = config.lora_rank > 0
+        if isinstance(width, int) and config.lora_rank > width:
+            raise UserError(f"{method.name}.lora_rank={config.lora_rank} is above the model's width of {width}")
+        if model.dtype == "nf4" or "8bit" in config.optimizer:
+            library("bitsandbytes", f"{method.name}.optimizer={config.optimizer} or --precision nf4")
+        if model.dtype == "nf4" or adapter:
+            library("peft", f"{method.name}.lora_rank or --precision nf4")
+        if model.dtype == "nf4" and not adapter:
             raise UserError(f"--precision nf4 trains adapters only: --set {method.name}.lora_rank=16")
         if sharded and (adapter or model.dtype == "nf4"):
             raise UserError("--sharded divides weights that are all trained: leave it out with lora_rank or --precision nf4")

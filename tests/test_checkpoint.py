@@ -62,6 +62,27 @@ def test_a_model_that_lacks_weights_is_not_filled_with_random_ones(tiny_model: P
         checkpoint.load_model(copy)
 
 
+def test_weights_that_are_not_finite(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights that are not finite \(model\.norm\.weight\)"):
+        checkpoint.load_model(copy)
+
+
+def test_a_model_with_code_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    own = {"model_type": "lab-model", "auto_map": {"AutoConfig": "lab.LabConfig", "AutoModelForCausalLM": "lab.LabModel"}}
+    (copy / "config.json").write_text(json.dumps({**config, **own}))
+    (copy / "lab.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(UserError, match=r"needs Python code of its own \(lab-model\), which is not run"):
+        checkpoint.check_architecture(copy)
+
+
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="no such folder"):

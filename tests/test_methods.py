@@ -112,7 +112,7 @@ def test_value_and_gradient_are_finite_at_any_log_ratio(name: str, size: float) 
     assert all(bool(gradient.isfinite().all()) for gradient in _gradients(losses, pair))
 
 
-@pytest.mark.parametrize("name", RATIO_METHODS)
+@pytest.mark.parametrize("name", [name for name in RATIO_METHODS if {"beta", "scale"} & load_method(name).settings.keys()])
 @pytest.mark.parametrize("size", [1e-3, 10.0, 100.0])
 def test_squared_gradients_are_finite_at_any_scale(name: str, size: float) -> None:
     """Adam keeps squares in fp32 (largest 3.4e38): an infinite one would stop its parameter for good, without a word."""

@@ -10,7 +10,10 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ from gsil_bench.training import metrics, state
 from gsil_bench.training.batches import Tree
 from gsil_bench.training.loop import Surroundings, TrainingError, _advance
 from gsil_bench.training.parallel import Team
-from gsil_bench.training.round import TEMPORARY, Round, _from_json, _to_json, launch, run_round
+from gsil_bench.training.round import PROGRESS, TEMPORARY, Round, _from_json, _to_json, launch, run_round
 
 STEPS = 6
 
@@ -83,11 +86,43 @@ def test_two_processes_with_work_for_one(tiny_model: Path, tmp_path: Path) -> No
     assert facts["tokens"] > 0 and not list(two.glob("failure*"))
 
 
-def test_the_rank_that_fails_is_the_one_that_is_heard(tiny_model: Path, tmp_path: Path) -> None:
-    """Its neighbour only sees that the connection is gone."""
+def test_the_rank_that_fails_is_the_one_that_is_heard(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its neighbour only sees that the connection is gone. Where it failed is told too, but not printed."""
     broken = dataclasses.replace(method_for(), loss=unwell_on_rank_one)
-    with pytest.raises(TrainingError, match=r"^rank one is unwell$"):
+    with pytest.raises(TrainingError, match=r"^ArithmeticError: rank one is unwell$") as error:
         launch(job(tiny_model, broken), tmp_path, 2, False, Surroundings())
+    assert "in unwell_on_rank_one" in str(error.value.__cause__)
+    assert not capfd.readouterr().err
+
+
+def test_ranks_end_with_their_launcher(tiny_model: Path, tmp_path: Path) -> None:
+    """A killed run goes on in new ranks: old ones must not write beside them."""
+    script = "import sys; from pathlib import Path; from test_round import *\n"
+    script += "launch(job(Path(sys.argv[1]), method_for(), steps=10**6), Path(sys.argv[2]), 2, False, Surroundings())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    launcher = subprocess.Popen([sys.executable, "-c", script, tiny_model, tmp_path], env=environment)
+    while not (tmp_path / PROGRESS).exists():
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    processes = children()
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 60
+    while alive(processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(processes) >= 4 and not alive(processes)  # the launcher, torchrun and two ranks
+
+
+def alive(processes: Sequence[int]) -> list[int]:
+    """Those that still run; one that nobody has buried does not."""
+    found = []
+    for pid in processes:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(pid)
+    return found
 
 
 def test_a_tracker_that_raises_leaves_no_rank_behind(tiny_model: Path, tmp_path: Path) -> None:
@@ -191,11 +226,21 @@ def test_a_comparison_in_two_processes(
         (["--sharded"], "add --processes"),
         (["--sharded", "--processes", "2", "--set", "gsil-logistic.lora_rank=4"], "leave it out with lora_rank"),
         (["--processes", "2", "--precision", "bf16"], "no common fp32 masters"),
+        (["--set", "gsil-logistic.lora_rank=1000"], "gsil-logistic.lora_rank=1000 is above the model's width of 32"),
+        (["--set", "gsil-logistic.optimizer=adamw-8bit"], "needs bitsandbytes: pip install bitsandbytes"),
+        (["--precision", "nf4", "--set", "gsil-logistic.lora_rank=2"], "needs bitsandbytes: pip install bitsandbytes"),
     ],
 )
 def test_what_processes_cannot_do_is_refused_before_anything_is_done(
-    tiny_model: Path, demonstrations_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], wanted: str
+    tiny_model: Path,
+    demonstrations_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    wanted: str,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     app = typer.Typer()
     app.command()(compare.compare)
     words = ["--methods", "gsil-logistic", "--model", str(tiny_model), "--demonstrations", str(demonstrations_file)]

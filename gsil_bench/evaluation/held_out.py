@@ -36,7 +36,9 @@ def score_held_out(
     """
     logps = completion_logps(model, sequences, tokens, advance, autocast=autocast)
     if not all(bool(logp.isfinite().all()) for logp in logps):
-        raise ArithmeticError("the model's log-probs are not finite; its training diverged, a lower learning rate may help")
+        raise ArithmeticError(
+            "the model's log-probs are not finite: the training diverged (a lower learning rate may help), or the model is broken"
+        )
     scores = [ItemScore(id_, float(-logp.double().mean()), f"{len(logp)} tokens") for id_, logp in zip(ids, logps, strict=True)]
     write_jsonl(folder / FILE, scores)
     return scores

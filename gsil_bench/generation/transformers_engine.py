@@ -153,7 +153,9 @@ def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         uniform: (rows,) fp64 in [0, 1).
     """
     if bool(logits.isnan().any()):
-        raise ArithmeticError("the model's logits are not numbers; its training diverged, a lower learning rate may help")
+        raise ArithmeticError(
+            "the model's logits are not numbers: the training diverged (a lower learning rate may help), or the model is broken"
+        )
     if sampling.temperature == 0:
         return logits.argmax(1)
     probabilities = torch.softmax(logits.double() / sampling.temperature, dim=1)

@@ -16,14 +16,13 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.errors import UserError, library, unknown_name
 from gsil_bench.models.checkpoint import load_model, load_tokenizer, resolve_model, save_model, weight_files
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str = "al
     """
     if rank < 1 or not alpha > 0:
         raise UserError(f"LoRA needs a rank of at least 1 and an alpha above 0, not rank={rank}, alpha={alpha}")
-    peft = _library("peft", "LoRA")
+    peft = library("peft", "LoRA")
     names = targets if targets == "all-linear" else [target.strip() for target in targets.split(",")]
     # peft learns a Conv1D's orientation (GPT-2) by itself, with a warning per layer
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
@@ -188,7 +187,7 @@ def quantized_loading_config(kind: str = "nf4") -> BitsAndBytesConfig:
     """
     if kind not in QUANTIZATIONS:
         raise unknown_name("quantization", kind, QUANTIZATIONS)
-    _library("bitsandbytes", "QLoRA")
+    library("bitsandbytes", "QLoRA")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -205,19 +204,12 @@ def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
     Call it before the first forward pass: on a CPU with AVX512-BF16, bitsandbytes repacks the weights of a model in eval mode at
     its first pass without gradients, and from then on backward passes through them give zeros without an error.
     """
-    peft = _library("peft", "QLoRA")
+    peft = library("peft", "QLoRA")
     model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     for module in model.modules():
         if _is_quantized(module):
             module.support_avx512bf16_for_cpu = False
     return model
-
-
-def _library(name: str, what: str) -> Any:
-    try:
-        return import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:  # a build for another GPU fails with the latter two
-        raise UserError(f"{what} needs {name}: pip install {name} ({_line(error)})") from error
 
 
 def _line(error: Exception) -> str:
@@ -242,7 +234,7 @@ def _attach(model: PreTrainedModel, adapter: Path, base: str) -> Any:
     """The base with the adapter of a folder, whose tensors must all find their place: peft would go on without them."""
     from safetensors import SafetensorError, safe_open
 
-    peft = _library("peft", "an adapter")
+    peft = library("peft", "an adapter")
     try:
         with safe_open(adapter / WEIGHTS, framework="numpy") as tensors:
             given = sum("lora_" in name for name in tensors.keys())  # noqa: SIM118  (no mapping)
@@ -260,7 +252,7 @@ def _attach(model: PreTrainedModel, adapter: Path, base: str) -> Any:
 
 def _adapted_layers(model: nn.Module) -> Iterator[Any]:
     """Layers that hold adapter weights."""
-    tuners = _library("peft", "LoRA").tuners.tuners_utils
+    tuners = library("peft", "LoRA").tuners.tuners_utils
     return (module for module in model.modules() if isinstance(module, tuners.BaseTunerLayer))
 
 
@@ -304,7 +296,7 @@ def _is_quantized(module: nn.Module) -> bool:
 
 def _dequantized(layer: Any) -> nn.Linear:
     """A plain linear layer with the weights that the quantised one computes with."""
-    functional = _library("bitsandbytes", "QLoRA").functional
+    functional = library("bitsandbytes", "QLoRA").functional
     plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     plain.weight = nn.Parameter(functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state))
     if layer.bias is not None:

@@ -95,6 +95,11 @@ def load_model(folder: Path, device: str = "cpu", dtype: Dtype = "fp32") -> PreT
         raise _unloadable("model", folder, error) from error
     if info["missing_keys"]:  # the library would go on with random numbers in their place
         raise UserError(f"the model in {folder} lacks weights: {', '.join(sorted(info['missing_keys'])[:3])}")
+    wrong = next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None)
+    if wrong is not None:
+        raise UserError(
+            f"the model in {folder} has weights that are not finite ({wrong}): a damaged file, or a diverged training"
+        )
     model = prepare_quantized(model) if dtype == "nf4" else model.to(device)
     model.eval()  # dropout stays off in training too: policy and reference must agree at step 0
     return model
@@ -105,6 +110,19 @@ def _quantized(device: str) -> dict[str, Any]:
     from gsil_bench.models.adapters import quantized_loading_config
 
     return {"quantization_config": quantized_loading_config("nf4"), "device_map": {"": device}}
+
+
+def check_architecture(folder: Path) -> None:
+    """Raise UserError if transformers does not know the model: code that it brings along is not run."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        if "auto_map" in model_config(folder):
+            kind = model_config(folder).get("model_type")
+            raise UserError(f"the model in {folder} needs Python code of its own ({kind}), which is not run") from error
+        raise _unloadable("configuration", folder, error) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

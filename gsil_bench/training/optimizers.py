@@ -11,14 +11,13 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.errors import UserError, library, unknown_name
 
 
 def _adamw(parameters: Sequence[Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float) -> Any:
@@ -43,10 +42,7 @@ def _rmsprop(parameters: Sequence[Parameter], learning_rate: float, betas: tuple
 
 def _adamw_8bit(parameters: Sequence[Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float) -> Any:
     """AdamW with moments in blocks of 8 bits; weights of fewer than 4096 elements keep fp32 moments."""
-    try:
-        bitsandbytes: Any = import_module("bitsandbytes")
-    except (ImportError, OSError, RuntimeError) as error:  # a build for another GPU fails with the latter two
-        raise UserError(f"optimizer 'adamw-8bit' needs bitsandbytes: pip install bitsandbytes ({error})") from error
+    bitsandbytes = library("bitsandbytes", "optimizer 'adamw-8bit'")
     return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, betas=betas, eps=1e-8, weight_decay=weight_decay)
 
 

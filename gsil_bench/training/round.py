@@ -3,7 +3,8 @@
     python -m torch.distributed.run --nproc-per-node 2 -m gsil_bench.training.round FOLDER
 
 is what `launch` runs after it has written the job to FOLDER/round.json. Ranks share a step's micro-batches, and with `sharded`
-the weights too. A rank's failure, and Ctrl-C, reach all of them; the state in the folder is that of one process.
+the weights too. A rank's failure, Ctrl-C and the launcher's own end reach all of them; the state in the folder is that of one
+process. What they print goes to FOLDER/ranks.log.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import importlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,7 @@ from typing import Any
 
 import torch
 
+from gsil_bench.errors import UserError
 from gsil_bench.methods import Method, SelfPlay, load_method
 from gsil_bench.models import checkpoint
 from gsil_bench.models.adapters import add_lora, merge_lora, save_adapter
@@ -33,11 +38,13 @@ from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.loop import Schedule, Surroundings, TrainingError, train
 from gsil_bench.training.parallel import join_team
 
-JOB, FACTS, FAILURE, PROGRESS = "round.json", "facts.json", "failure", "progress"
+JOB, FACTS, FAILURE, PROGRESS, LOG = "round.json", "facts.json", "failure", "progress", "ranks.log"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 300
 """Time that ranks get to save their state after an interruption, before torchrun kills them."""
 MARGIN_SECONDS = 30
+LOG_CHARACTERS = 4000
+"""Of the ranks' log that go to the failure's file, where no rank said why."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,21 @@ def launch(job: Round, into: Path, processes: int, sharded: bool, run: Surroundi
     for path in (into / FACTS, into / PROGRESS, *into.glob(f"{FAILURE}*")):
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
     environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "OMP_NUM_THREADS": threads,
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_SECONDS),
     }
-    ranks = subprocess.Popen([*command, "-m", __spec__.name, str(into)], env=environment, start_new_session=True)
+    with (into / LOG).open("wb") as log:
+        ranks = subprocess.Popen(
+            [*command, "-m", __spec__.name, str(into)],
+            env=environment,
+            stdin=subprocess.PIPE,  # see _end_with_launcher
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     report = _Report(into, run, tracked=len(metrics.read_metrics(into / metrics.FILE)))
     try:
         while ranks.poll() is None:
@@ -111,7 +125,8 @@ def launch(job: Round, into: Path, processes: int, sharded: bool, run: Surroundi
         _stop(ranks)
     report.update()
     if ranks.returncode or not (into / FACTS).exists():
-        raise TrainingError(_reason(into) or f"a process ended with exit code {ranks.returncode}")
+        reason, trace = _reason(into)
+        raise TrainingError(reason or f"a process ended with exit code {ranks.returncode}") from RankError(trace)
     facts: dict[str, Any] = json.loads((into / FACTS).read_text(encoding="utf-8"))
     return facts
 
@@ -128,7 +143,7 @@ def _stop(ranks: subprocess.Popen[bytes]) -> None:
             continue
 
 
-TEMPORARY = (JOB, FACTS, PROGRESS)
+TEMPORARY = (JOB, FACTS, PROGRESS, LOG)
 """Files of a launched round that only the round itself needs."""
 
 
@@ -158,11 +173,25 @@ class _Report:
         self.run.advance(new)
 
 
-def _reason(into: Path) -> str:
-    """What the first rank that failed by itself said; the others fail because it is gone."""
-    found = [path.read_text(encoding="utf-8").partition("\n") for path in sorted(into.glob(f"{FAILURE}*"), key=_written)]
-    own = [text for kind, _, text in found if not kind.startswith("Dist")]
-    return next(iter([*own, *(text for _, _, text in found)]), "")
+class RankError(Exception):
+    """A rank's traceback, or the end of what the ranks printed: the cause of a launched round's failure."""
+
+
+def _reason(into: Path) -> tuple[str, str]:
+    """What the first rank that failed by itself said, and its traceback; the others fail because it is gone."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(into.glob(f"{FAILURE}*"), key=_written)]
+    first = next(iter(sorted(found, key=lambda failure: bool(failure["because_of_another"]))), None)
+    if first is None:
+        return "", (into / LOG).read_text(encoding="utf-8", errors="replace")[-LOG_CHARACTERS:]
+    return first["reason"], first["traceback"]
+
+
+def _failure(error: Exception) -> str:
+    """A rank's failure as it is written."""
+    text = " ".join(str(error).split())
+    reason = text if isinstance(error, TrainingError | UserError) else f"{type(error).__name__}: {text}"
+    distributed = isinstance(error, torch.distributed.DistError) or "gloo" in text.lower()
+    return json.dumps({"reason": reason, "because_of_another": distributed, "traceback": traceback.format_exc()})
 
 
 def _written(path: Path) -> int:
@@ -171,6 +200,7 @@ def _written(path: Path) -> int:
 
 def _work(into: Path) -> None:
     """What each rank does."""
+    _end_with_launcher()
     data = json.loads((into / JOB).read_text(encoding="utf-8"))
     pause = data.pop("pause")
     team = join_team(data["device"], data.pop("sharded"), data["dtype"] == "bf16")
@@ -192,13 +222,26 @@ def _work(into: Path) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        distributed = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
-        kind = "Dist" if distributed else type(error).__name__
-        write_atomically(into / f"{FAILURE}.{team.rank}", f"{kind}\n{' '.join(str(error).split()) or type(error).__name__}")
+        write_atomically(into / f"{FAILURE}.{team.rank}", _failure(error))
         raise
     if team.rank == 0:
         write_atomically(into / FACTS, json.dumps(facts))
     team.close()
+
+
+def _end_with_launcher() -> None:
+    """Exit at once when the launcher's end of the pipe closes: however it ended, the same command may already be going on from
+    the last state with new ranks, and two groups must not write to one folder.
+    """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _to_json(job: Round) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def load_state(team: Team, policy: torch.nn.Module, optimizer: Any, folder: Path
     state: dict[str, Any] | None = None
     if path.exists():
         try:
+            if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at checksums
+                raise zipfile.BadZipFile(damaged)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: state["step"]] if metrics.exists() else []
             step, facts = int(state["step"]), dict(state["facts"])
