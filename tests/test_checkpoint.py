@@ -99,3 +99,24 @@ def test_facts_of_a_folder(mini_folder: Path) -> None:
         tensor.numel() for tensor in checkpoint.load_model(mini_folder).parameters()
     )
     assert checkpoint.end_token_ids(mini_folder)
+
+
+def test_soft_capped_attention_is_capped(mini_folder: Path, tmp_path: Path) -> None:
+    """transformers' default kernel for Gemma 2 leaves the cap out; a cap of 0.5 on scores of some units is not to be missed."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    config = Gemma2Config(
+        **sizes, num_attention_heads=2, num_key_value_heads=1, attn_logit_softcapping=0.5, initializer_range=1.0
+    )
+    model = Gemma2ForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(20)[None]
+    model.set_attn_implementation("eager")
+    loaded = checkpoint.load_model(tmp_path)
+    with torch.no_grad():
+        wanted = model.eval()(ids).logits
+        torch.testing.assert_close(loaded(ids).logits, wanted)
+        loaded.set_attn_implementation("sdpa")
+        assert float((loaded(ids).logits - wanted).abs().max()) > 0.1

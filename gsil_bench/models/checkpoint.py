@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gsil_bench.errors import UserError
-from gsil_bench.records import digest, file_sha256
+from gsil_bench.fingerprints import remembered_sha256
+from gsil_bench.records import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +65,7 @@ def weights_sha256(folder: Path) -> str:
     """Fingerprint of a model: its architecture and the bytes of its shards, wherever they lie."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
-    return digest([config, [file_sha256(shard) for shard in weight_files(folder)]])
+    return digest([config, [remembered_sha256(shard) for shard in weight_files(folder)]])
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: Dtype = "fp32") -> PreTrainedModel:
@@ -101,6 +102,8 @@ def load_model(folder: Path, device: str = "cpu", dtype: Dtype = "fp32") -> PreT
             f"the model in {folder} has weights that are not finite ({wrong}): a damaged file, or a diverged training"
         )
     model = prepare_quantized(model) if dtype == "nf4" else model.to(device)
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # transformers' fast kernels leave the cap out without a word
     model.eval()  # dropout stays off in training too: policy and reference must agree at step 0
     return model
 
