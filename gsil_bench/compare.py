@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 import baselines
-from gsil_bench.config import Config, parse_fields, parse_settings, resolve
+from gsil_bench.config import Config, parse_pairs, parse_settings, resolve
 from gsil_bench.errors import UserError
 
 RECIPES = Path(baselines.__file__).parent / "recipes"
@@ -66,6 +66,8 @@ def run(config: Config, options: Options = Options()) -> int:
         except KeyboardInterrupt:
             reporter.line("interrupted; everything done so far is kept, the same command continues from here")
             return 130
+        finally:
+            resources.release()
     failures = []
     for cell in plan.cells:
         reason = outcome.reason(cell)
@@ -182,6 +184,12 @@ def compare(
     ] = None,
     processes: Annotated[str | None, typer.Option(help="Processes that share each training step, one a GPU. [1]")] = None,
     sharded: Annotated[bool, typer.Option("--sharded", help="Divide the weights among them (FSDP2).")] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="What completes prompts: transformers, vllm or endpoint. [vllm with a GPU, if installed]")
+    ] = None,
+    engine_set: Annotated[
+        list[str] | None, typer.Option("--engine-set", metavar="KEY=VALUE", help="Change an engine's option; repeatable.")
+    ] = None,
     trackers: Annotated[
         str | None, typer.Option(help="Also send metrics of training to tensorboard, wandb, mlflow or trackio.")
     ] = None,
@@ -210,6 +218,7 @@ def compare(
         "precision": precision,
         "processes": processes,
         "sharded": sharded or None,
+        "engine": engine,
         "trackers": trackers,
     }
 
@@ -218,7 +227,8 @@ def compare(
 
         flags = {key: value for key, value in typed.items() if value is not None}
         flags |= {"set": parse_settings(set_)} if set_ else {}
-        flags |= {"fields": parse_fields(field)} if field else {}
+        flags |= {"fields": parse_pairs("--field", field, "prompt=question")} if field else {}
+        flags |= {"engine_set": parse_pairs("--engine-set", engine_set, "batch_invariant=true")} if engine_set else {}
         config = resolve(flags, recipe, RECIPES)
         check_targets(flags.get("set", {}), config.methods)
         return run(config, Options(dry_run, as_json))

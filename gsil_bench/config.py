@@ -65,6 +65,11 @@ class Config:
     """Processes of this machine that share each training step, one a GPU where there are GPUs."""
     sharded: bool = False
     """Divide weights and optimiser among them (FSDP2) instead of copying them (DDP)."""
+    engine: str = "auto"
+    """What completes prompts: "transformers"; "vllm"; "endpoint" (a served model, in place of the untrained one). "auto" is vLLM
+    where it is installed and a GPU is there."""
+    engine_set: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the engine."""
     trackers: tuple[str, ...] = ()
     """Where metrics of training are also sent: tensorboard, wandb, mlflow, trackio."""
 
@@ -78,7 +83,7 @@ LISTS: dict[str, type] = {"methods": str, "tasks": str, "seeds": int, "trackers"
 NUMBERS = ("limit", "limit_demonstrations", "processes")
 NULLABLE = ("demonstrations", "control", "chat_template", "data_dir", "limit", "limit_demonstrations", "generation_seed")
 SWITCHES = ("start", "sharded", "drop_long", "allow_code_execution")
-MAPPINGS = ("fields", "set", "training")
+MAPPINGS = ("fields", "set", "training", "engine_set")
 
 
 def resolve(flags: Mapping[str, Any], recipe: str | None, recipes: Path) -> Config:
@@ -121,12 +126,12 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def parse_fields(assignments: Sequence[str]) -> dict[str, str]:
-    """FIELD=NAME, several times."""
+def parse_pairs(flag: str, assignments: Sequence[str], example: str) -> dict[str, str]:
+    """NAME=VALUE, several times."""
     pairs = [assignment.partition("=") for assignment in assignments]
     for (name, equals, value), assignment in zip(pairs, assignments, strict=True):
         if not (name and equals and value):
-            raise UserError(f"--field {assignment}: expected FIELD=NAME, such as prompt=question")
+            raise UserError(f"{flag} {assignment}: expected NAME=VALUE, such as {example}")
     return {name: value for name, _, value in pairs}
 
 

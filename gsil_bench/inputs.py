@@ -21,6 +21,7 @@ from gsil_bench.data.chat import ChatFormat
 from gsil_bench.data.demonstrations import check_lengths, from_items, read_demonstrations, split_held_out
 from gsil_bench.errors import UserError, library, unknown_name
 from gsil_bench.evaluation import held_out
+from gsil_bench.generation.engines import Options, choose_engine
 from gsil_bench.methods import Method, baseline_methods, load_method, with_settings
 from gsil_bench.models import checkpoint
 from gsil_bench.models.adapters import merge_adapter_folder, resolve_adapter
@@ -113,6 +114,8 @@ class Inputs:
     methods: tuple[Method, ...]
     """In the user's order, with their settings resolved."""
     data_dir: Path | None
+    engine: Options
+    """What completes prompts."""
     notes: tuple[str, ...]
     """What a reader of the table should know: which data a method used, what was left out."""
 
@@ -142,7 +145,13 @@ def read_inputs(config: Config) -> Inputs:
     demonstrations = _demonstrations(config, tasks, model, data_dir)
     _check_needs(methods, demonstrations)
     _check_training(methods, model, config.sharded)
-    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, tuple(_notes(config, methods, demonstrations)))
+    engine = choose_engine(config.engine, config.engine_set, model.device, model.dtype, model.autocast)
+    notes = tuple(_notes(config, methods, demonstrations))
+    if engine.weights is not None:
+        _check_untrained(config, methods)
+        model = dataclasses.replace(model, weights_sha256=engine.weights)
+        notes += ("answers are a served model's; no held-out loss: its log-probs are not asked for",)
+    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, engine, notes)
     _ = inputs.control  # a wrong --control is found now
     return inputs
 
@@ -375,6 +384,16 @@ def _check_training(methods: Sequence[Method], model: Model, sharded: bool) -> N
             raise UserError(f"--precision nf4 trains adapters only: --set {method.name}.lora_rank=16")
         if sharded and (adapter or model.dtype == "nf4"):
             raise UserError("--sharded divides weights that are all trained: leave it out with lora_rank or --precision nf4")
+
+
+def _check_untrained(config: Config, methods: Sequence[Method]) -> None:
+    """Raise UserError if a method would train: the weights that answer are out of reach."""
+    trained = [method.name for method in methods if method.trains]
+    if trained:
+        raise UserError(
+            f"--engine {config.engine}: a served model cannot be trained; leave out {', '.join(trained)} "
+            f"(--methods {STARTING_MODEL})"
+        )
 
 
 def _notes(config: Config, methods: Sequence[Method], demonstrations: Demonstrations) -> list[str]:

@@ -156,10 +156,9 @@ class Planner:
         model = self.data.model
         return {"chat": model.chat.fingerprint, "precision": model.precision, "context_length": model.context_length}
 
+    @cached_property
     def _engine_identity(self) -> str:
-        from gsil_bench.generation.transformers_engine import TransformersEngine
-
-        return TransformersEngine.IDENTITY
+        return self.data.engine.identity(self.data.model.dtype, self.data.model.autocast)
 
     def generations(self, opponent: Stage, method: Method, seed: int, round_index: int) -> Stage:
         """Stage 2. Greedy ones do not depend on the seed and are shared by all; so are all with a seed of their own."""
@@ -167,7 +166,7 @@ class Planner:
         seed = seed if self.data.config.generation_seed is None else self.data.config.generation_seed
         stream = seed * 1000 + round_index if protocol.temperature > 0 else 0
         sampling = Sampling(protocol.max_new_tokens, protocol.temperature, seed=stream)
-        inputs = {**self._frame, "engine": self._engine_identity(), "sampling": vars(sampling), "samples": protocol.samples}
+        inputs = {**self._frame, "engine": self._engine_identity, "sampling": vars(sampling), "samples": protocol.samples}
         label = f"self-generate from {_policy_name(opponent)}" + (f", seed {seed}" if protocol.temperature > 0 else ", greedy")
         return self._stage(
             "generations",
@@ -251,7 +250,7 @@ class Planner:
         policy = trained[-1] if trained else self.start
         for task in self.data.tasks:
             yield self._task_cell(method, seed, task, policy, trained)
-        if self.data.demonstrations.held_out:
+        if self.data.demonstrations.held_out and self.data.engine.weights is None:
             yield self._held_out_cell(method, seed, policy, trained)
 
     def _task_cell(self, method: Method, seed: int, task: TaskInput, policy: Stage, trained: tuple[Stage, ...]) -> Cell:
@@ -260,7 +259,7 @@ class Planner:
         answers = self._stage(
             "answers",
             f"answer {name} with {_policy_name(policy)}",
-            {**self._frame, "engine": self._engine_identity(), **items},
+            {**self._frame, "engine": self._engine_identity, **items},
             {"policy": policy},
             partial(stages.answer_task, task=task),
             sum(len(item.turns) for item in task.items) * record["samples"],
@@ -325,7 +324,7 @@ class Planner:
             "chat": data.model.chat.fingerprint,
             "precision": data.model.precision,
             "demonstrations": data.demonstrations.content,
-            "engine": self._engine_identity(),
+            "engine": self._engine_identity,
             "budget": budget,
         }
 

@@ -12,14 +12,16 @@ import dataclasses
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from gsil_bench.evaluation import answers, held_out, scoring
-from gsil_bench.generation.completions import complete_all
-from gsil_bench.generation.engine import Request, Sampling
+from gsil_bench.generation.answer_store import AnswerStore
+from gsil_bench.generation.engine import Completion, Engine, Request, Sampling
+from gsil_bench.generation.engines import Served
 from gsil_bench.inputs import Inputs, TaskInput
 from gsil_bench.methods import Method, baseline_methods, load_method
 from gsil_bench.models import checkpoint
@@ -39,8 +41,6 @@ from gsil_bench.training.tracking import tracking
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from gsil_bench.generation.transformers_engine import TransformersEngine
-
 Side = Literal["real", "generated", "rejected"]
 
 FORWARD_TOKENS = 8192
@@ -49,10 +49,10 @@ FORWARD_TOKENS = 8192
 VERSIONS = {
     "canaries": 1,
     "demonstrations": 1,
-    "generations": 2,
+    "generations": 3,
     "reference": 2,
     "training": 3,
-    "answers": 1,
+    "answers": 2,
     "scores": 1,
     "held-out": 2,
 }
@@ -69,6 +69,7 @@ class Resources:
     then; log-probs, a single pass over the data, start again."""
     scoring: ScoringResources = field(default_factory=ScoringResources)
     _loaded: tuple[str, PreTrainedModel] | None = None
+    _engine: tuple[str, Engine] | None = None
 
     def model(self, artefact: Artefact) -> PreTrainedModel:
         """A model that will not be changed; kept until another one is asked for."""
@@ -82,19 +83,44 @@ class Resources:
         return checkpoint.load_model(artefact.folder, self.inputs.model.device, self.inputs.model.dtype)
 
     def release(self) -> None:
-        """Forget the loaded model, and hand its memory back: training, perhaps in other processes, needs it."""
-        self._loaded = None
+        """Forget the loaded model, close the engine, and hand their memory back: training, perhaps elsewhere, needs it."""
+        if self._engine is not None:
+            self._engine[1].close()
+        self._engine = self._loaded = None
         gc.collect()
         torch.cuda.empty_cache()
 
-    def engine(self, artefact: Artefact) -> TransformersEngine:
-        """The generation engine on a model."""
-        from gsil_bench.generation.transformers_engine import TransformersEngine
+    def engine(self, artefact: Artefact) -> Engine:
+        """The generation engine on a checkpoint; kept until that of another one is asked for."""
+        if self._engine is None or self._engine[0] != artefact.content:
+            shares = self.inputs.engine.in_process and self._loaded is not None and self._loaded[0] == artefact.content
+            if not shares:
+                self.release()
+            model = self.inputs.model
+            served = Served(
+                artefact.folder, partial(self.model, artefact), model.chat.end_token_ids, model.context_length,
+                model.chat.decode, model.device, model.dtype, model.autocast, model.chat.tokens, model.chat.spell,
+            )  # fmt: skip
+            self._engine = (artefact.content, self.inputs.engine.make(served))
+        return self._engine[1]
 
+    def complete(self, artefact: Artefact, requests: Sequence[Request]) -> list[Completion]:
+        """A checkpoint's completions, in order: those that were produced before, and the missing ones now."""
         model = self.inputs.model
-        return TransformersEngine(
-            self.model(artefact), model.chat.end_token_ids, model.context_length, model.chat.decode, model.autocast
-        )
+        frame = {
+            "weights": artefact.content,
+            "chat": model.chat.fingerprint,
+            "precision": model.precision,
+            "context_length": model.context_length,
+            "engine": self.inputs.engine.identity(model.dtype, model.autocast),
+        }
+        store = AnswerStore(Path(self.inputs.config.out) / "store" / "completions", frame)
+        return store.complete(partial(self.engine, artefact), requests, self.advance)
+
+    @property
+    def engine_notes(self) -> list[str]:
+        """Why the engine in use is slower than possible."""
+        return list(getattr(self._engine[1], "notes", ())) if self._engine else []
 
 
 @dataclass(frozen=True)
@@ -122,10 +148,8 @@ def self_generate(work: Workspace, sampling: Sampling, samples: int) -> Produced
         for item, encoded in zip(demonstrations.train, demonstrations.train_encoded, strict=True)
         for sample in range(samples)
     ]
-    requests = [Request(f"{name}/{sample}" if sample else name, encoded.prompt_ids) for name, sample, encoded in wanted]
-    engine = work.resources.engine(work.needs["policy"])
-    path = work.folder / "completions.jsonl"
-    completions = complete_all(engine, requests, sampling, path, work.resources.advance)
+    requests = [Request(encoded.prompt_ids, sampling, sample) for _, sample, encoded in wanted]
+    completions = work.resources.complete(work.needs["policy"], requests)
     generations = [
         Generation(name, item.tokens, item.text, item.finish_reason, sample)
         for (name, sample, _), item in zip(wanted, completions, strict=True)
@@ -136,15 +160,14 @@ def self_generate(work: Workspace, sampling: Sampling, samples: int) -> Produced
     return Produced(
         {
             "shortcuts": audit.as_facts(),
-            "warnings": audit.warnings(),
+            "warnings": [*audit.warnings(), *work.resources.engine_notes],
             "generations": len(generations),
             "tokens": sum(len(item.tokens) for item in generations),
             "truncated": sum(item.finish_reason == "length" for item in generations),
             "equal_to_demonstration": sum(
                 item.tokens == encoded.completion_ids for (_, _, encoded), item in zip(wanted, generations, strict=True)
             ),
-        },
-        temporary=(path.name,),
+        }
     )
 
 
@@ -187,9 +210,11 @@ def train_round(
     resources.release()
     start_floor = floor if starts_at_reference else None
     model = resources.inputs.model
+    # A first round's adapter can be shared with others if its base has a name on the hub.
+    base = "" if round_index or Path(resources.inputs.config.model).is_dir() else model.name
     job = Round(
         work.needs["policy"].folder, method, tuple(trees), batch_size, steps, (seed, round_index), start_floor,
-        model.name, model.device, model.dtype, model.autocast, shadow_methods(),
+        base, model.device, model.dtype, model.autocast, shadow_methods(),
     )  # fmt: skip
     run_name = f"{method.name}-seed{seed}-round{round_index}"
     record = {**method.describe()["settings"], **vars(config), "seed": seed, "round": round_index}
@@ -291,10 +316,11 @@ def _branches(sequences: Sequence[Encoded], reference: Artefact | None) -> list[
 def answer_task(work: Workspace, task: TaskInput) -> Produced:
     """Stage 5: a checkpoint's answers to a task."""
     chat = work.resources.inputs.model.chat
-    engine = work.resources.engine(work.needs["policy"])
-    given = answers.answer(engine, chat, task.items, task.task.protocol, work.folder, work.resources.advance)
-    turns = tuple(sorted(path.name for path in work.folder.glob("turn-*.jsonl")))
-    return Produced({"answers": len(given), "tokens": sum(sum(item.tokens) for item in given)}, temporary=turns)
+    complete = partial(work.resources.complete, work.needs["policy"])
+    given = answers.answer(complete, chat, task.items, task.task.protocol)
+    write_jsonl(work.folder / answers.FILE, given)
+    tokens = sum(sum(item.tokens) for item in given)
+    return Produced({"answers": len(given), "tokens": tokens, "warnings": work.resources.engine_notes})
 
 
 def check_scorer(work: Workspace, task: TaskInput) -> Produced:

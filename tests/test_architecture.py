@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("lm_eval", "vllm", "ray", "openai", "datasets", "pyarrow")
+HEAVY = ("lm_eval", "vllm", "ray", "openai", "httpx2", "datasets", "pyarrow")
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "gsil_bench/training": ("gsil_bench.evaluation", "baselines"),
     "gsil_bench/evaluation": ("gsil_bench.training", "baselines"),

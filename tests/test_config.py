@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gsil_bench.compare import RECIPES
-from gsil_bench.config import Config, parse_fields, parse_settings, resolve
+from gsil_bench.config import Config, parse_pairs, parse_settings, resolve
 from gsil_bench.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_settings_and_fields_of_the_command_line() -> None:
         "a": {"scale": "0.5", "rounds": "2"},
         "lab.mod:M": {"beta": "1e-3"},
     }
-    assert parse_fields(["prompt=question", "completion=answer"]) == {"prompt": "question", "completion": "answer"}
+    assert parse_pairs("--field", ["prompt=question", "completion=answer"], "") == {"prompt": "question", "completion": "answer"}
 
 
 @pytest.mark.parametrize("assignment", ["scale=1", "a.scale", "a.=1", ".scale=1", "a.scale=", "="])

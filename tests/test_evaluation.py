@@ -15,26 +15,25 @@ from gsil_bench.evaluation.held_out import score_held_out
 from gsil_bench.generation.engine import Completion, Request, Sampling
 from gsil_bench.models.checkpoint import load_model, load_tokenizer
 from gsil_bench.models.logprobs import completion_logps
-from gsil_bench.records import Encoded, ItemAnswer
-from gsil_bench.tasks.task import Item, Score, ScoringResources
+from gsil_bench.records import Encoded, ItemAnswer, write_jsonl
+from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources
 
 
 class Echo:
-    """Answers with the prompt's text, or with what `script` says for a request's id."""
+    """Answers with "answer" and a number that counts up, or with what `script` says for that number."""
 
-    identity = "echo"
-
-    def __init__(self, chat: ChatFormat, script: dict[str, Completion]) -> None:
+    def __init__(self, chat: ChatFormat, script: dict[int, Completion]) -> None:
         self.chat, self.script = chat, script
-        self.seen: dict[str, str] = {}
+        self.seen: list[tuple[str, int]] = []
+        """Of each request: the prompt's text, and which sample."""
 
-    def batches(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
-        return [[index] for index in range(len(requests))]
-
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        completions = []
         for request in requests:
-            self.seen[request.id] = str(self.chat.tokenizer.decode(list(request.prompt_ids)))
-        return [self.script.get(item.id) or Completion(item.id, (1, 2), f"answer to {item.id}", "stop") for item in requests]
+            number = len(self.seen)
+            self.seen.append((str(self.chat.tokenizer.decode(list(request.prompt_ids))), request.sample))
+            completions.append(self.script.get(number) or Completion((1, 2), f"answer {number}", "stop"))
+        return completions
 
 
 @pytest.fixture
@@ -45,33 +44,55 @@ def chat(mini_folder: Path) -> ChatFormat:
 ITEMS = [Item(name, ("First?", "Second?")) for name in ("a", "b", "c")]
 
 
-def test_the_second_turn_sees_the_first_answer(chat: ChatFormat, tmp_path: Path) -> None:
-    engine = Echo(chat, {})
-    protocol = dataclasses.replace(TASK.protocol, samples=2)
-    given = answers.answer(engine, chat, ITEMS, protocol, tmp_path)
+def test_the_second_turn_sees_the_first_answer(chat: ChatFormat) -> None:
+    """Six first turns, 0 to 5, then six second ones: that of ("a", 1) is the eighth, and follows answer 1."""
+    complete = Echo(chat, {})
+    given = answers.answer(complete, chat, ITEMS, dataclasses.replace(TASK.protocol, samples=2))
     assert [(item.id, item.sample) for item in given] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0), ("c", 1)]
-    assert given[1].texts == ("answer to a/1/0", "answer to a/1/1")
-    second = engine.seen["a/1/1"]
-    assert second.index("First?") < second.index("answer to a/1/0") < second.index("Second?")
-    assert scoring.read_answers(tmp_path) == given
+    assert given[1].texts == ("answer 1", "answer 7")
+    assert given[1].tokens == (2, 2)
+    second, sample = complete.seen[7]
+    assert second.index("First?") < second.index("answer 1") < second.index("Second?")
+    assert sample == 1
+
+
+def test_requests_say_what_the_protocol_says(chat: ChatFormat) -> None:
+    asked: list[Request] = []
+
+    def complete(requests: Sequence[Request]) -> list[Completion]:
+        asked.extend(requests)
+        return [Completion((1,), "fine", "length") for _ in requests]
+
+    protocol = AnswerProtocol("p/v1", 9, temperature=0.5, top_p=0.8, samples=2, seed=4)
+    given = answers.answer(complete, chat, ITEMS[:1], protocol)
+    assert [request.sampling for request in asked] == [Sampling(9, 0.5, 0.8, 4)] * 4
+    assert [request.sample for request in asked] == [0, 1, 0, 1]
+    assert [item.finish_reasons for item in given] == [("length", "length")] * 2
 
 
 def test_an_error_ends_that_conversation_only(chat: ChatFormat, tmp_path: Path) -> None:
-    engine = Echo(chat, {"b/0/0": Completion("b/0/0", (), "", "error", "too long")})
-    given = answers.answer(engine, chat, ITEMS, TASK.protocol, tmp_path)
+    complete = Echo(chat, {1: Completion((), "", "error", "too long")})
+    given = answers.answer(complete, chat, ITEMS, TASK.protocol)
     assert [item.error for item in given] == ["", "too long", ""]
-    assert "b/0/1" not in engine.seen
+    assert [len(item.texts) for item in given] == [2, 1, 2]
+    assert len(complete.seen) == 5
     scores, counts = scoring.score_answers(TWO_TURNS, ITEMS, given, ScoringResources(), tmp_path)
     assert [item.score for item in scores] == [1.0, None, 1.0]
     assert scores[1].reason == "too long"
     assert counts["errors"] == 1
 
 
-def test_an_answer_that_forges_a_turn_is_an_error_of_that_item(chat: ChatFormat, tmp_path: Path) -> None:
-    engine = Echo(chat, {"a/0/0": Completion("a/0/0", (1,), "sure <|end|> and more", "stop")})
-    given = answers.answer(engine, chat, ITEMS, TASK.protocol, tmp_path)
+def test_an_answer_that_forges_a_turn_is_an_error_of_that_item(chat: ChatFormat) -> None:
+    complete = Echo(chat, {0: Completion((1,), "sure <|end|> and more", "stop")})
+    given = answers.answer(complete, chat, ITEMS, TASK.protocol)
     assert "<|end|>" in given[0].error
     assert given[1].error == ""
+
+
+def test_answers_are_read_as_they_were_written(chat: ChatFormat, tmp_path: Path) -> None:
+    given = answers.answer(Echo(chat, {1: Completion((), "", "error", "too long")}), chat, ITEMS, TASK.protocol)
+    write_jsonl(tmp_path / answers.FILE, given)
+    assert scoring.read_answers(tmp_path) == given
 
 
 @dataclasses.dataclass(frozen=True)

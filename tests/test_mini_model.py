@@ -5,12 +5,14 @@ Its scores are published as between 30 and 70 %. 100 items have a standard error
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.evaluation import answers, scoring
+from gsil_bench.generation.engine import Completion, Request
 from gsil_bench.generation.transformers_engine import TransformersEngine
 from gsil_bench.models import checkpoint
 from gsil_bench.tasks import SUITES, load_task
@@ -25,7 +27,12 @@ def test_start_is_between_floor_and_ceiling(name: str, mini_folder: Path, tmp_pa
     model = checkpoint.load_model(mini_folder)
     engine = TransformersEngine(model, chat.end_token_ids, checkpoint.context_length(mini_folder), chat.decode)
     items = task.items("dev", None)[:ITEMS]
-    given = answers.answer(engine, chat, items, task.protocol, tmp_path)
+
+    def complete(requests: Sequence[Request]) -> list[Completion]:
+        completions = dict(engine.complete(requests))
+        return [completions[index] for index in range(len(requests))]
+
+    given = answers.answer(complete, chat, items, task.protocol)
     scores, counts = scoring.score_answers(task, items, given, ScoringResources(), tmp_path)
     values = [item.score for item in scores if item.score is not None]
     assert len(values) == len(items)

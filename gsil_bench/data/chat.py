@@ -135,6 +135,14 @@ class ChatFormat:
         text = str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         return text.removeprefix(self.answer_space)
 
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text, none added."""
+        return self._tokenize([text])[0]
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens written out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def _prompt_text(self, messages: Sequence[Message]) -> str:
         return _render(self.tokenizer, self.template, messages, add_generation_prompt=True) + self.answer_opening
 

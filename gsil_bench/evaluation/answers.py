@@ -1,52 +1,44 @@
-"""Stage 5: a checkpoint's answers to a task's items, turn by turn, kept item by item. Needs an engine; scoring does not."""
+"""Stage 5: a checkpoint's answers to a task's items, turn by turn. Needs an engine; scoring does not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.errors import UserError
-from gsil_bench.generation.completions import complete_all
-from gsil_bench.generation.engine import Completion, Engine, Request, Sampling
-from gsil_bench.records import ItemAnswer, Message, write_jsonl
+from gsil_bench.generation.engine import Completion, Request, Sampling
+from gsil_bench.records import ItemAnswer, Message
 from gsil_bench.tasks.task import AnswerProtocol, Item
 
 FILE = "answers.jsonl"
 
 
 def answer(
-    engine: Engine,
-    chat: ChatFormat,
-    items: Sequence[Item],
-    protocol: AnswerProtocol,
-    folder: Path,
-    advance: Callable[[int], None] = lambda done: None,
+    complete: Callable[[Sequence[Request]], list[Completion]], chat: ChatFormat, items: Sequence[Item], protocol: AnswerProtocol
 ) -> list[ItemAnswer]:
-    """Ask every item, `protocol.samples` times, and write the answers in the items' order.
+    """Ask every item, `protocol.samples` times; the answers in the items' order.
 
     A turn that ended in an error (a prompt longer than the context, say) ends that conversation; the other items go on.
+
+    Args:
+        complete: a model's completions of requests, in order.
     """
     sampling = Sampling(protocol.max_new_tokens, protocol.temperature, protocol.top_p, protocol.seed)
-    keys = [(item, sample) for item in items for sample in range(protocol.samples)]
-    given: dict[tuple[str, int], list[Completion]] = {(item.id, sample): [] for item, sample in keys}
+    conversations = [(item, sample, list[Completion]()) for item in items for sample in range(protocol.samples)]
     for turn in range(max((len(item.turns) for item in items), default=0)):
-        asked = [(item, sample) for item, sample in keys if _goes_on(item, given[item.id, sample], turn)]
-        requests, refused = [], {}
-        for item, sample in asked:
-            id_ = f"{item.id}/{sample}/{turn}"
+        asked: list[list[Completion]] = []
+        requests: list[Request] = []
+        for item, sample, given in conversations:
+            if not _goes_on(item, given, turn):
+                continue
             try:
-                requests.append(Request(id_, chat.prompt_ids(_conversation(item, given[item.id, sample], protocol))))
+                requests.append(Request(chat.prompt_ids(_conversation(item, given, protocol)), sampling, sample))
+                asked.append(given)
             except UserError as error:  # an answer that spells out a control token cannot be quoted in the next prompt
-                refused[id_] = Completion(id_, (), "", "error", str(error))
-        completed = complete_all(engine, requests, sampling, folder / f"turn-{turn + 1}.jsonl", advance)
-        by_id = refused | {completion.id: completion for completion in completed}
-        completions = [by_id[f"{item.id}/{sample}/{turn}"] for item, sample in asked]
-        for (item, sample), completion in zip(asked, completions, strict=True):
-            given[item.id, sample].append(completion)
-    answers = [_item_answer(item, sample, given[item.id, sample]) for item, sample in keys]
-    write_jsonl(folder / FILE, answers)
-    return answers
+                given.append(Completion((), "", "error", str(error)))
+        for given, completion in zip(asked, complete(requests), strict=True):
+            given.append(completion)
+    return [_item_answer(item, sample, given) for item, sample, given in conversations]
 
 
 def _goes_on(item: Item, completions: Sequence[Completion], turn: int) -> bool:

@@ -61,7 +61,8 @@ class Round:
     """Of the run, and the round's number."""
     noise_floor: float | None
     """Of the reference, if the round starts from it."""
-    model_name: str = "the model that the run started from"
+    base: str = ""
+    """What an adapter names as its base; by default the folder."""
     device: str = "cpu"
     dtype: checkpoint.Dtype = "fp32"
     autocast: bool = False
@@ -89,7 +90,7 @@ def run_round(job: Round, into: Path, run: Surroundings) -> dict[str, Any]:
     weights, facts = train(model, job.method, job.schedule(), into, run)
     if run.team.rank == 0:
         if adapter is not None:
-            save_adapter(adapter, into, base=job.model_name)
+            save_adapter(adapter, into, base=job.base or str(job.folder.absolute()))
             model, weights = merge_lora(adapter), None
         model.save_pretrained(into, state_dict=weights)
     return facts
