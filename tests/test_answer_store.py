@@ -22,7 +22,7 @@ from gsil_bench import compare
 from gsil_bench.config import resolve
 from gsil_bench.errors import StoreError
 from gsil_bench.generation.answer_store import AnswerStore
-from gsil_bench.generation.engine import Completion, Request, Sampling
+from gsil_bench.generation.engine import Completion, EngineError, Request, Sampling
 from gsil_bench.generation.transformers_engine import TransformersEngine
 from gsil_bench.inputs import read_inputs
 from gsil_bench.models.checkpoint import load_model, weights_sha256
@@ -196,6 +196,42 @@ def test_a_torn_first_line_is_written_again(tmp_path: Path, caplog: pytest.LogCa
         assert ask(tmp_path, drawn(3)) == (whole, 0)
         assert json.loads(file_of(tmp_path).read_bytes().splitlines()[0]) == FRAME
     assert "cannot be read" not in caplog.text
+
+
+@pytest.mark.parametrize("first", [b"", b"garbage\n", b'{"weights":"bb"}\n'], ids=["none", "garbage", "another"])
+def test_a_wrong_first_line_is_put_right_and_costs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bytes
+) -> None:
+    whole, _ = ask(tmp_path, drawn(3))
+    data = file_of(tmp_path).read_bytes()
+    file_of(tmp_path).write_bytes(first + data.partition(b"\n")[2])
+    assert ask(tmp_path, drawn(3)) == (whole, 0)
+    assert file_of(tmp_path).read_bytes() == data
+    assert ("1 lines cannot be read (1)" in caplog.text) == bool(first)
+
+
+def test_damaged_lines_are_reported_once_and_kept_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, _ = ask(tmp_path, drawn(3))
+    with file_of(tmp_path).open("ab") as file:
+        file.write(b"garbage\n")
+    assert ask(tmp_path, drawn(3)) == (whole, 0)
+    assert ask(tmp_path, drawn(3)) == (whole, 0)
+    assert caplog.text.count("cannot be read") == 1
+    assert file_of(tmp_path).with_suffix(".damaged").read_bytes() == b"garbage\n"
+
+
+def test_what_a_server_did_not_serve_is_asked_again(tmp_path: Path) -> None:
+    """The others are kept; an error that will not pass is an answer of its own."""
+
+    class Busy(Fake):
+        def complete(self, requests: Sequence[Request]) -> Generator[tuple[int, Completion], None, None]:
+            for index, completion in super().complete(requests):
+                yield index, Completion((), "", "error", "busy", passing=True) if index == 1 else completion
+
+    store = AnswerStore(tmp_path, FRAME)
+    with pytest.raises(EngineError, match=r"1 of 4 prompts were not served \(busy\); the others are kept"):
+        store.complete(Busy, drawn(4))
+    assert ask(tmp_path, drawn(4))[1] == 1
 
 
 def checked(text: str) -> bytes:

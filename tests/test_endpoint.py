@@ -31,6 +31,7 @@ from gsil_bench.generation.engines import choose_engine
 from gsil_bench.models.packing import TokenTree
 
 END = 0
+VOCABULARY = 1000
 KEY = "sk-secret-4711"
 Body = dict[str, Any]
 Script = Callable[["Server", Body, int], tuple[int, Body] | tuple[int, Body, dict[str, str]] | None]
@@ -142,7 +143,7 @@ def engine(server: Server, waits: Waits | None = None, context: int = 50, **sett
     waits = Waits() if waits is None else waits
     options = EndpointOptions(server.url, "served", **settings)
     client = replace(options.client(), sleep=waits.sleep, clock=waits.clock, jitter=lambda: 1.0)
-    return EndpointEngine(options, client, (END,), context, decode, encode, spell)
+    return EndpointEngine(options, client, (END,), context, VOCABULARY, decode, encode, spell)
 
 
 def greedy(*prompts: tuple[int, ...], most: int = 5, logps: bool = False) -> list[Request]:
@@ -245,6 +246,13 @@ def test_tokens_of_a_reply(serve: Callable[[Script], Server], script: Script, ex
         (lambda *_: choice([7, 8]), "ends an answer with token 8, no end token here"),
         (lambda *_: choice([7, END], prompt_token_ids=[6]), "answers another prompt than was sent"),
         (lambda *_: (200, {"object": "list"}), "a reply without one choice"),
+        (lambda *_: choice([7] * 6, "length"), "answers with 6 tokens where 5 were the limit"),
+        (lambda *_: choice([7, VOCABULARY], "length"), f"token ids 7 to {VOCABULARY} do not fit a vocabulary of {VOCABULARY}"),
+        (lambda *_: choice([-5, 7], "length"), "token ids -5 to 7 do not fit"),
+        (lambda *_: choice([], "length"), "an empty answer reached its limit of 5 tokens"),
+        (lambda *_: choice([True, True], "length"), "answers with token ids that are no numbers"),
+        (text_only(5, "length"), "answers with what is no text"),  # type: ignore[arg-type]
+        (text_only("\ud800", "length"), "answers with what is no text"),
     ],
 )
 def test_a_server_of_another_model_is_refused(serve: Callable[[Script], Server], script: Script, said: str) -> None:
@@ -254,7 +262,7 @@ def test_a_server_of_another_model_is_refused(serve: Callable[[Script], Server],
 
 def test_prompts_that_leave_no_room_are_not_sent(serve: Callable[[Script], Server]) -> None:
     server = serve(model)
-    found = answers(engine(server, context=3), [*greedy((1, 2, 3), (), (1, 2)), *greedy((4,), most=0)])
+    found = answers(engine(server, context=4), [*greedy((1, 2, 3, 4), (), (1, 2)), *greedy((4,), most=0)])
     assert [item.finish_reason for item in found] == ["error", "error", "stop", "length"]
     assert [body["prompt"] for body in server.bodies] == [[1, 2]]
 
@@ -367,7 +375,7 @@ def test_one_prompt_that_breaks_the_server_is_its_own_error(serve: Callable[[Scr
 
     server = serve(script)
     found = answers(engine(server, retries=2), greedy((9,), (8,)))
-    assert found == [Completion((), "", "error", "assertion failed"), stopped(108)]
+    assert found == [Completion((), "", "error", "assertion failed", passing=True), stopped(108)]
     assert sum(body["prompt"] == [9] for body in server.bodies) == 3
 
 

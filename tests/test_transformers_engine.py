@@ -225,7 +225,7 @@ def test_options_say_what_is_promised() -> None:
     assert not options.identity("fp32", True).endswith("/batch-invariant")
     assert not options.identity("bf16", False).endswith("/batch-invariant")
     assert TransformersOptions(batch_invariant=True).identity("bf16", False).endswith("/batch-invariant")
-    with pytest.raises(UserError, match="memory_gb=0: must be above 0"):
+    with pytest.raises(UserError, match="memory_gb=0: must be a number above 0"):
         TransformersOptions(memory_gb=0).check("cpu", "fp32", False)
 
 

@@ -154,10 +154,11 @@ def is_gone(group: int) -> bool:
     ("settings", "dtype", "said"),
     [
         ({}, "nf4", "nf4"),
-        ({"tensor_parallel_size": 0}, "fp32", "tensor_parallel_size=0: must be above 0"),
-        ({"data_parallel_size": -1}, "fp32", "data_parallel_size=-1: must be above 0"),
+        ({"tensor_parallel_size": 0}, "fp32", "tensor_parallel_size=0: must be a number above 0"),
+        ({"data_parallel_size": -1}, "fp32", "data_parallel_size=-1: must be a number above 0"),
         ({"gpu_memory_utilization": 1.5}, "fp32", "gpu_memory_utilization=1.5"),
         ({"start_seconds": 0.0}, "fp32", "start_seconds=0.0"),
+        ({"start_seconds": float("inf")}, "fp32", "start_seconds=inf"),
         ({"tensor_parallel_size": 2}, "fp32", "on a CPU"),
         ({"batch_invariant": True}, "fp32", "batch_invariant need GPUs"),
     ],
@@ -188,7 +189,7 @@ def test_gpus_are_counted_and_divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_vllm_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'gsil_bench\[vllm\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gsil-bench\[vllm\]'"):
         VllmOptions().check("cuda", "bf16", False)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from gsil_bench.errors import StoreError
-from gsil_bench.generation.engine import Completion, Engine, Request
+from gsil_bench.generation.engine import Completion, Engine, EngineError, Request
 from gsil_bench.records import canonical, digest
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,9 @@ class AnswerStore:
         Args:
             engine: called only if something is missing.
             advance: called with the number of requests that became done; may raise to stop, what came before is kept.
+
+        Raises:
+            EngineError: a request was not served that may be another time; what was served is kept.
         """
         missing = {request.key: request for request in requests if request.key not in self._known}
         repeats = dict.fromkeys(missing, 0)
@@ -81,6 +84,9 @@ class AnswerStore:
                     self._keep({"key": key, **asdict(completion)})
                     self._known[key] = completion
                 advance(repeats[key])
+        unserved = [completion.error for completion in made.values() if completion.passing]
+        if unserved:
+            raise EngineError(f"{len(unserved)} of {len(wanted)} prompts were not served ({unserved[0]}); the others are kept")
         return [self._known.get(request.key) or made[request.key] for request in requests]
 
     def _keep(self, record: Mapping[str, Any]) -> None:
@@ -100,28 +106,50 @@ class AnswerStore:
             file.write((canonical(record) + "\n").encode())
 
     def _read(self) -> dict[str, Completion]:
-        """What the file holds, after a torn last line was cut off. A file without a first line is given one."""
+        """What the file holds. A torn last line is cut off, lines that cannot be read are moved to a file beside it, and a first
+        line that is not what it should be is written again.
+        """
         with self._lock:
             self.path.touch()
-            data = self.path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.truncate(self.path, whole)
-            if not whole:
-                self._append(dict(self.frame))
-        known: dict[str, Completion] = {}
-        damaged: list[int] = []
-        for number, line in enumerate(data[:whole].splitlines()[1:], 2):
-            try:
-                record: dict[str, Any] = json.loads(line)
-                if record.pop("check") != digest(record)[:CHECK]:
-                    raise ValueError("a bit has changed")
-                key, logps = str(record.pop("key")), record.pop("logps")
-                tokens = tuple(int(token) for token in record.pop("tokens"))
-                known[key] = Completion(tokens, logps=None if logps is None else tuple(logps), **record)
-            except (ValueError, TypeError, KeyError, AttributeError):
-                damaged.append(number)
+            whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
+            lines = whole.split(b"\n") if newline else []
+            first = lines[:1] == [canonical(dict(self.frame)).encode()]
+            known: dict[str, Completion] = {}
+            damaged: dict[int, bytes] = {}
+            for number, line in enumerate(lines[first:], 1 + first):
+                try:
+                    key, completion = _parse(line)
+                    known[key] = completion
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    damaged[number] = line
+            if damaged or torn or not first:
+                kept = [line for number, line in enumerate(lines, 1) if number not in damaged]
+                self._rewrite(kept if first else [canonical(dict(self.frame)).encode(), *kept], list(damaged.values()))
         if damaged:
-            named = ", ".join(map(str, damaged[:NAMED_LINES])) + (", …" if len(damaged) > NAMED_LINES else "")
-            logger.warning("%s: %d lines cannot be read (%s); their answers are made again", self.path, len(damaged), named)
+            named = ", ".join(map(str, list(damaged)[:NAMED_LINES])) + (", …" if len(damaged) > NAMED_LINES else "")
+            moved = "they are moved to *.damaged, and what they held is made again"
+            logger.warning("%s: %d lines cannot be read (%s); %s", self.path, len(damaged), named, moved)
         return known
+
+    def _rewrite(self, lines: Sequence[bytes], damaged: Sequence[bytes]) -> None:
+        """Replace the file at once; nothing that was in it is thrown away but a torn end."""
+        if damaged:
+            with self.path.with_suffix(".damaged").open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in damaged))
+        partial = self.path.with_suffix(".partial")
+        partial.write_bytes(b"".join(line + b"\n" for line in lines))
+        partial.replace(self.path)
+
+
+def _parse(line: bytes) -> tuple[str, Completion]:
+    """Key and completion of a line.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not what was written.
+    """
+    record: dict[str, Any] = json.loads(line)
+    if record.pop("check") != digest(record)[:CHECK]:
+        raise ValueError("a bit has changed")
+    key, logps = str(record.pop("key")), record.pop("logps")
+    tokens = tuple(int(token) for token in record.pop("tokens"))
+    return key, Completion(tokens, logps=None if logps is None else tuple(logps), **record)

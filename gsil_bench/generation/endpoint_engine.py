@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from gsil_bench.errors import UserError, unknown_name
 from gsil_bench.generation.endpoint_client import (
+    RETRIED,
     EndpointClient,
     EndpointError,
     Refusal,
@@ -30,8 +31,9 @@ from gsil_bench.generation.endpoint_client import (
     check_key_variable,
     check_url,
 )
-from gsil_bench.generation.engine import Completion, EngineError, FinishReason, Request, too_long
+from gsil_bench.generation.engine import Completion, EngineError, FinishReason, Request, too_long, unknown_tokens
 from gsil_bench.generation.engines import Served
+from gsil_bench.models.checkpoint import vocabulary_size
 from gsil_bench.models.packing import TokenTree
 from gsil_bench.records import digest
 
@@ -99,7 +101,8 @@ class EndpointOptions:
     def make(self, served: Served) -> EndpointEngine:
         """The engine; the checkpoint's tokenizer is used, its weights are not."""
         return EndpointEngine(
-            self, self.client(), served.end_token_ids, served.context_length, served.decode, served.encode, served.spell
+            self, self.client(), served.end_token_ids, served.context_length, vocabulary_size(served.folder),
+            served.decode, served.encode, served.spell,
         )  # fmt: skip
 
 
@@ -112,6 +115,7 @@ class EndpointEngine:
         client: EndpointClient,
         end_token_ids: Sequence[int],
         context_length: int,
+        vocabulary: int,
         decode: Callable[[Sequence[int]], str],
         encode: Callable[[str], Sequence[int]],
         spell: Callable[[Sequence[int]], str],
@@ -119,6 +123,7 @@ class EndpointEngine:
         """Ask a server.
 
         Args:
+            vocabulary: rows of the model's embedding.
             end_token_ids: the first stands for the end of an answer where the server does not say which it was.
             decode: text of tokens, without special ones.
             encode: tokens of a text, none added.
@@ -127,6 +132,7 @@ class EndpointEngine:
         self.options, self.client = options, client
         self.end_token_ids, self.context_length = tuple(end_token_ids), context_length
         self.decode, self.encode, self.spell = decode, encode, spell
+        self.vocabulary = vocabulary
 
     @property
     def identity(self) -> str:
@@ -176,7 +182,7 @@ class EndpointEngine:
         body: dict[str, Any] = {
             "model": self.options.model,
             "prompt": self._prompt(request.prompt_ids),
-            "max_tokens": min(sampling.max_new_tokens, self.context_length - len(request.prompt_ids)),
+            "max_tokens": self._limit(request),
             "temperature": sampling.temperature,
         }
         if sampling.temperature > 0:
@@ -214,7 +220,7 @@ class EndpointEngine:
     def _completion(self, request: Request, reply: Reply) -> Completion:
         if isinstance(reply, Refusal):
             self._check_extensions(reply)
-            return Completion((), "", "error", reply.message)
+            return Completion((), "", "error", reply.message, passing=reply.status in RETRIED)
         choice = self._choice(reply)
         finish = choice.get("finish_reason")
         if finish not in ("stop", "length"):
@@ -225,6 +231,7 @@ class EndpointEngine:
     def _tokens(self, request: Request, choice: Mapping[str, Any], finish: FinishReason) -> tuple[tuple[int, ...], FinishReason]:
         """New tokens up to the first end token."""
         ids, prompt_ids = _ids(choice.get("token_ids")), _ids(choice.get("prompt_token_ids"))
+        self._check_answer(request, choice, ids)
         if prompt_ids is not None and self.options.prompt == "tokens" and prompt_ids != request.prompt_ids:
             raise EngineError(f"{self.client.url} answers another prompt than was sent: it cuts or changes prompts")
         if ids is None:
@@ -236,6 +243,26 @@ class EndpointEngine:
             last = f"token {ids[-1]}" if ids else "no token"
             raise EngineError(f"{self.client.url} ends an answer with {last}, no end token here: is it the same model?")
         return ids, "length"
+
+    def _check_answer(self, request: Request, choice: Mapping[str, Any], ids: Sequence[int] | None) -> None:
+        """Raise EngineError for what no server that works answers."""
+        text = choice.get("text", "")
+        if not isinstance(text, str) or text.encode("utf-8", "ignore").decode() != text:  # half a pair of surrogates
+            raise EngineError(f"{self.client.url} answers with what is no text; is this an OpenAI-compatible server?")
+        if ids is None and choice.get("token_ids") is not None:
+            raise EngineError(f"{self.client.url} answers with token ids that are no numbers")
+        strange = unknown_tokens(ids or (), self.vocabulary)
+        if strange is not None:
+            raise EngineError(f"{self.client.url} answers with {strange.error}: is it the same model?")
+        limit = self._limit(request)
+        if ids is not None and len(ids) > limit:
+            raise EngineError(f"{self.client.url} answers with {len(ids)} tokens where {limit} were the limit")
+        if not (ids or text) and choice.get("finish_reason") == "length":
+            raise EngineError(f"{self.client.url} says that an empty answer reached its limit of {limit} tokens")
+
+    def _limit(self, request: Request) -> int:
+        """New tokens that a request is given at most."""
+        return min(request.sampling.max_new_tokens, self.context_length - len(request.prompt_ids))
 
     def _end(self, choice: Mapping[str, Any]) -> int:
         """The end token that the server names, or the first."""
@@ -278,7 +305,7 @@ class EndpointEngine:
 
 def _ids(value: object) -> tuple[int, ...] | None:
     """Token ids, or None if that is not what it is."""
-    return tuple(value) if isinstance(value, list) and all(isinstance(item, int) for item in value) else None
+    return tuple(value) if isinstance(value, list) and all(type(item) is int for item in value) else None
 
 
 def _logps(choice: Mapping[str, Any]) -> list[Any]:

@@ -86,6 +86,8 @@ class Completion:
     """Why there is no completion: of this request alone."""
     logps: tuple[float, ...] | None = None
     """log π(token | everything before it) at temperature 1 over the whole vocabulary, for each of `tokens`, if asked for."""
+    passing: bool = False
+    """Whether the same request may be served another time: its error is a server's, not that of a prompt that is too long."""
 
 
 class Engine(Protocol):

@@ -73,8 +73,8 @@ class TransformersOptions:
 
     def check(self, device: str, dtype: str, autocast: bool) -> None:
         """It runs everywhere."""
-        if self.memory_gb is not None and not self.memory_gb > 0:
-            raise UserError(f"--engine-set memory_gb={self.memory_gb}: must be above 0")
+        if self.memory_gb is not None and not 0 < self.memory_gb < float("inf"):
+            raise UserError(f"--engine-set memory_gb={self.memory_gb}: must be a number above 0")
 
     def identity(self, dtype: str, autocast: bool) -> str:
         """Engine, version, and whether answers are the same in any batch."""

@@ -41,7 +41,7 @@ from gsil_bench.errors import UserError
 from gsil_bench.generation.engine import Completion, EngineError, Request, too_long, unknown_tokens
 from gsil_bench.generation.engines import Served
 from gsil_bench.models.adapters import ADAPTER, CONFIG, WEIGHTS, resolve_adapter
-from gsil_bench.models.checkpoint import model_config, resolve_model, weight_files
+from gsil_bench.models.checkpoint import resolve_model, vocabulary_size, weight_files
 from gsil_bench.models.packing import TokenTree
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ class VllmOptions:
         if dtype == "nf4":
             raise UserError("--engine vllm does not serve nf4 as it was trained on: use --engine transformers")
         for name in ("tensor_parallel_size", "data_parallel_size", "start_seconds"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--engine-set {name}={getattr(self, name)}: must be above 0")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--engine-set {name}={getattr(self, name)}: must be a number above 0")
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise UserError(f"--engine-set gpu_memory_utilization={share}: must be above 0 and at most 1")
@@ -179,7 +179,7 @@ class VllmEngine:
         self.identity = options.identity(served.dtype, served.autocast)
         """See Engine."""
         self._served = served
-        self._vocabulary = _vocabulary(served.folder)
+        self._vocabulary = vocabulary_size(served.folder)
         self._processes: list[_Process] = []
         self._jobs = itertools.count(1)
         self._end = weakref.finalize(self, _end, self._processes, os.getpid())  # runs at Python's exit too
@@ -275,15 +275,6 @@ class VllmEngine:
         finally:
             for job in jobs:
                 job.end()
-
-
-def _vocabulary(folder: Path) -> int:
-    """Rows of the checkpoint's embedding."""
-    whole = model_config(folder)
-    size = whole.get("vocab_size") or whole.get("text_config", {}).get("vocab_size")
-    if not isinstance(size, int):
-        raise UserError(f"{folder}/config.json states no vocab_size")
-    return size
 
 
 def _scoring(index: int, prompt: tuple[int, ...], completion: tuple[int, ...]) -> dict[str, Any]:
@@ -532,15 +523,18 @@ def _end(processes: list[_Process], owner: int) -> None:
     """End all processes of the workers' groups: ask, wait, kill. A copy of this process (fork) leaves them alone."""
     if os.getpid() != owner:
         return
-    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in processes:
+                process.signal(number)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while any(process.runs() for process in processes) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+    finally:  # a second Ctrl-C does not wait, but leaves nothing behind either
         for process in processes:
-            process.signal(number)
-        deadline = time.monotonic() + seconds
-        while any(process.runs() for process in processes) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-    for process in processes:
-        process.remove()
-    processes.clear()
+            process.signal(signal.SIGKILL)
+            process.remove()
+        processes.clear()
 
 
 def _running_groups() -> set[int]:

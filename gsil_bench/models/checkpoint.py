@@ -170,6 +170,15 @@ def context_length(folder: Path) -> int:
     raise UserError(f"{folder}/config.json states no context length (max_position_embeddings)")
 
 
+def vocabulary_size(folder: Path) -> int:
+    """Rows of the embedding."""
+    whole = model_config(folder)
+    size = whole.get("vocab_size") or whole.get("text_config", {}).get("vocab_size")
+    if not isinstance(size, int):
+        raise UserError(f"{folder}/config.json states no vocab_size")
+    return size
+
+
 def end_token_ids(folder: Path) -> tuple[int, ...]:
     """Ids that end generation according to the model's own files."""
     path = folder / "generation_config.json"

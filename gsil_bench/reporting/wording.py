@@ -290,7 +290,8 @@ def _sentence(cell: Cell, column: Column, score: str) -> str:
     if cell.score is None:
         reasons = "; ".join(dict.fromkeys(f"seed {each.seed}: {one_line(each.reason)}" for each in cell.failures))
         return f"{method} failed on {task}: {reasons}." if reasons else f"{method} was not run on {task}."
-    where = f"{method} scores {score}{column.unit.of_score} on {task}" + _which_seeds(cell)
+    said = f"has {NO_ITEMS}" if score == NO_ITEMS else f"scores {score}{column.unit.of_score}"
+    where = f"{method} {said} on {task}" + _which_seeds(cell)
     if cell.against.outcome == "control":
         return f"{where}; it is the control."
     if cell.against.outcome == "no control":
