@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gsil_bench.models.attention import REFUSED, CannotShareError, attend, hidden_window
+from gsil_bench.models.attention import attend, refuse_unknown, use_attention
 from gsil_bench.models.packing import Segments, to_device
 
 if TYPE_CHECKING:
@@ -206,30 +206,12 @@ def slot_attention(
     """
     pass_: Fill | Step | None = kwargs.pop(PASS, None)
     layer: int | None = getattr(module, "layer_idx", None)
-    strange = [name for name in REFUSED if kwargs.get(name) is not None]
-    strange += ["a window that it keeps to itself"] if sliding_window is None and hidden_window(module) else []
-    if pass_ is None or layer is None or strange or attention_mask is not None:
-        raise CannotShareError(
-            f"attention of {type(module).__name__} has {', '.join(strange) or 'a form that is not known here'}"
-        )
+    refuse_unknown(module, pass_ is not None and layer is not None and attention_mask is None, sliding_window, kwargs)
+    assert pass_ is not None and layer is not None
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in fp32
     return pass_.attention(layer, query, key, value, scaling, sliding_window, softcap), None
 
 
 def use_slot_attention(model: PreTrainedModel) -> str:
-    """Let the model attend to slots; returns the name of the attention that it had.
-
-    Raises:
-        CannotShareError: the model does not use transformers' attention interface.
-    """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, slot_attention)
-    before: str = model.config._attn_implementation
-    try:
-        model.set_attn_implementation(NAME)
-    except (ValueError, NotImplementedError, KeyError) as error:
-        raise CannotShareError(f"{type(model).__name__} does not use transformers' attention interface ({error})") from error
-    if model.config._attn_implementation != NAME:  # some models only warn
-        raise CannotShareError(f"{type(model).__name__} does not use transformers' attention interface")
-    return before
+    """`use_attention` over slots."""
+    return use_attention(model, NAME, slot_attention)

@@ -7,6 +7,7 @@ a keyword that changes attention and is not known here (sinks, position biases) 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,12 +50,9 @@ def tree_attention(
     """
     segments: Segments | None = kwargs.pop(SEGMENTS, None)
     kernel = kwargs.pop(KERNEL, "segments")
-    strange = [name for name in REFUSED if kwargs.get(name) is not None]
-    strange += ["a window that it keeps to itself"] if sliding_window is None and hidden_window(module) else []
-    if segments is None or strange or attention_mask is not None or query.shape[2] != sum(segments.lengths):
-        raise CannotShareError(
-            f"attention of {type(module).__name__} has {', '.join(strange) or 'a form that is not known here'}"
-        )
+    known = segments is not None and query.shape[2] == sum(segments.lengths)
+    refuse_unknown(module, known and attention_mask is None, sliding_window, kwargs)
+    assert segments is not None
     run = _flex if kernel == "flex" else _by_segments
     return run(module, query, key, value, segments, scaling, sliding_window, softcap), None
 
@@ -135,18 +133,40 @@ def _flex(
     return attended
 
 
+def refuse_unknown(module: torch.nn.Module, known: bool, sliding_window: int | None, kwargs: Mapping[str, Any]) -> None:
+    """Raise CannotShareError if a layer's attention is of a form that is not known here, or something changes it that is not.
+
+    Args:
+        known: whether the form is.
+        kwargs: what transformers handed down besides what the caller takes.
+    """
+    strange = [name for name in REFUSED if kwargs.get(name) is not None]
+    strange += ["a window that it keeps to itself"] if sliding_window is None and hidden_window(module) else []
+    if strange or not known:
+        raise CannotShareError(
+            f"attention of {type(module).__name__} has {', '.join(strange) or 'a form that is not known here'}"
+        )
+
+
 def use_tree_attention(model: PreTrainedModel) -> str:
-    """Let the model attend over trees; returns the name of the attention that it had.
+    """`use_attention` over trees."""
+    return use_attention(model, NAME, tree_attention)
+
+
+def use_attention(model: PreTrainedModel, name: str, function: Callable[..., tuple[Tensor, None]]) -> str:
+    """Let the model attend by a function of ours; returns the name of the attention that it had.
 
     Raises:
         CannotShareError: the model does not use transformers' attention interface.
     """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, tree_attention)
+    AttentionInterface.register(name, function)
     before: str = model.config._attn_implementation
     try:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(name)
     except (ValueError, NotImplementedError, KeyError) as error:
         raise CannotShareError(f"{type(model).__name__} does not use transformers' attention interface ({error})") from error
+    if model.config._attn_implementation != name:  # some models only warn
+        raise CannotShareError(f"{type(model).__name__} does not use transformers' attention interface")
     return before
