@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.errors import UserError
 from gsil_bench.generation import transformers_engine
-from gsil_bench.generation.decoder import SlotDecoder
+from gsil_bench.generation.decoder import OneAtATime, SlotDecoder, attending_to_slots
 from gsil_bench.generation.engine import Completion, Request, Sampling
 from gsil_bench.generation.engines import Served
 from gsil_bench.generation.slots import CPU_BAND, Piece
@@ -401,3 +401,14 @@ def test_rows_beyond_a_band_are_read_to_a_width_of_their_own(llama: PreTrainedMo
     requests = mixed(2 * CPU_BAND + 7, Sampling(6))
     together = complete(engine_of(llama), requests)
     assert together == [complete(engine_of(llama), [request])[0] for request in requests]
+
+
+def test_passes_keep_no_graph(llama: PreTrainedModel) -> None:
+    """Keys and values that remember how they came about would fill the memory."""
+    piece = Piece((1, 2), (0,))
+    with attending_to_slots(llama, False):
+        slots = SlotDecoder(llama, 2, CONTEXT, False)
+        passes = [slots.fill([piece]), slots.step([3], [2]), slots.alone((1, 2))]
+    one = OneAtATime(llama, False)
+    passes += [one.fill([piece]), one.step([3], [2]), one.alone((1, 2))]
+    assert not any(logits.requires_grad for logits in passes)
