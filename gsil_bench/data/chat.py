@@ -51,6 +51,9 @@ _TODAY = datetime(2024, 7, 26)
 _BATCH = 1024
 """Conversations tokenised in one call."""
 
+_BEFORE = 8
+"""Tokens of a prompt that an answer is decoded behind."""
+
 
 @dataclass(frozen=True)
 class ChatFormat:
@@ -107,10 +110,58 @@ class ChatFormat:
             fingerprint=_fingerprint(tokenizer, text, end, ends),
         )
 
-    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The tokens after which the model answers."""
-        self._refuse_control_tokens(messages)
-        return self._tokenize([self._prompt_text(messages)])[0]
+    def prompt_ids(self, messages: Sequence[Message], opening: str = "") -> tuple[int, ...]:
+        """The tokens after which the model answers.
+
+        Args:
+            opening: how its answer is made to begin; it goes on from there.
+        """
+        return self._tokenize([self.prompt_text(messages, opening)])[0]
+
+    def prompt_text(self, messages: Sequence[Message], opening: str = "") -> str:
+        """The same as text. A template's space before answers comes before the opening too, if that does not begin with one."""
+        self._refuse_control_tokens([*messages, {"role": "assistant", "content": opening}])
+        space = self.answer_space if opening and not opening[0].isspace() else ""
+        return self._prompt_text(messages) + space + opening
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """A text as base models are given it: with the special tokens that the tokenizer adds by itself (a BOS, or none), as
+        lm-eval's HFLM has it; none are added to a text that begins with the BOS (the EOS, for a tokenizer without).
+        """
+        return self._texts_ids([text])[0]
+
+    def pair_tokens(self, context: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of a context, and those of a text after it; see `pairs_tokens`."""
+        return self.pairs_tokens([(context, text)])[0]
+
+    def pairs_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Contexts and texts after them in tokens, with lm-eval's convention.
+
+        White space at the end of a context belongs to the text. Both are tokenised as one, as `text_ids` has it, and the text's
+        tokens are those that follow as many as the context has alone. After nothing, the text follows a BOS (or EOS), and is
+        tokenised without special tokens; one that it brings itself is not doubled. A text may be left without tokens of its own:
+        they have all become part of the context's.
+        """
+        found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for start in range(0, len(pairs), _BATCH):
+            moved = [_with_space(context, text) for context, text in pairs[start : start + _BATCH]]
+            texts = dict.fromkeys(part for context, text in moved if context for part in (context, context + text))
+            ids = dict(zip(texts, self._texts_ids(list(texts)), strict=True))
+            for context, text in moved:
+                if context:
+                    found.append((ids[context], ids[context + text][len(ids[context]) :]))
+                else:
+                    found.append(self._after_nothing(text))
+        return found
+
+    def decode_after(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that new tokens add to a prompt's, without control tokens. Unlike `decode`, it keeps white space at the
+        beginning, which some tokenizers drop from the first of the tokens that are decoded.
+        """
+        kept = [token for token in ids if token not in self.end_token_ids]
+        before = self._plain(prompt_ids[-_BEFORE:])
+        whole = self._plain([*prompt_ids[-_BEFORE:], *kept])
+        return whole[len(before) :] if whole.startswith(before) else self._plain(kept)  # the prompt ends in half a character
 
     def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
         """The tokens of a prompt and of an answer to it.
@@ -131,9 +182,7 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion, without end token and other control tokens."""
-        kept = [token for token in ids if token not in self.end_token_ids]
-        text = str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        return text.removeprefix(self.answer_space)
+        return self._plain([token for token in ids if token not in self.end_token_ids]).removeprefix(self.answer_space)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, none added."""
@@ -142,6 +191,26 @@ class ChatFormat:
     def spell(self, ids: Sequence[int]) -> str:
         """The text of tokens, control tokens written out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _plain(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def _prefix(self) -> tuple[int, str]:
+        """The token that stands before a text that follows nothing, and how it is written."""
+        own = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.end_token_id)
+        token = next(token for token in own if token is not None)
+        return token, self.spell([token])
+
+    def _after_nothing(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        prefix, ids = self._prefix[0], self.tokens(text)
+        return ((prefix,), ids[1:] if ids[:1] == (prefix,) else ids)
+
+    def _texts_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        own = [text.startswith(self._prefix[1]) for text in texts]
+        batches = {adds: [text for text, has in zip(texts, own, strict=True) if has != adds] for adds in (True, False)}
+        ids = {adds: iter(self._tokenize(batch, adds)) for adds, batch in batches.items()}
+        return [next(ids[not has]) for has in own]
 
     def _prompt_text(self, messages: Sequence[Message]) -> str:
         return _render(self.tokenizer, self.template, messages, add_generation_prompt=True) + self.answer_opening
@@ -180,10 +249,13 @@ class ChatFormat:
             )
         return Encoded(prompt, (*completion, self.end_token_id))
 
-    def _tokenize(self, texts: list[str]) -> list[tuple[int, ...]]:
-        # The template writes the special tokens; `verbose` is off since lengths are checked elsewhere, with a better
+    def _tokenize(self, texts: list[str], add_special_tokens: bool = False) -> list[tuple[int, ...]]:
+        # A template writes the special tokens; `verbose` is off since lengths are checked elsewhere, with a better
         # message.
-        ids: Any = self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, verbose=False)
+        if not texts:
+            return []
+        settings = {"add_special_tokens": add_special_tokens, "padding": False, "truncation": False, "verbose": False}
+        ids: Any = self.tokenizer(texts, **settings)
         return [tuple(row) for row in ids["input_ids"]]
 
     @cached_property
@@ -207,6 +279,12 @@ class ChatFormat:
                     f"the {message['role']}'s message {_excerpt(message['content'])} holds {found.group()!r}, a "
                     "control token of this tokenizer: it would forge the end of a turn. Remove it or write it otherwise"
                 )
+
+
+def _with_space(context: str, text: str) -> tuple[str, str]:
+    """A context without the white space at its end, and a text that has it."""
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + text
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:

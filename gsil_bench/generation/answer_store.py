@@ -14,16 +14,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock
 
 from gsil_bench.errors import StoreError
-from gsil_bench.generation.engine import Completion, Engine, EngineError, Request
+from gsil_bench.generation.engine import Completion, EngineError
 from gsil_bench.records import canonical, digest
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,25 @@ CHECK = 16
 """Hexadecimal digits of a line's checksum."""
 NAMED_LINES = 5
 """Line numbers that a warning names at most."""
+
+
+class Keyed(Protocol):
+    """A request: of an engine, or of a judge."""
+
+    @property
+    def key(self) -> str:
+        """Of everything that decides its completion besides the store's frame."""
+
+
+Asked = TypeVar("Asked", bound=Keyed)
+Asked_contra = TypeVar("Asked_contra", contravariant=True)
+
+
+class Completes(Protocol[Asked_contra]):
+    """An engine, as far as the store is concerned."""
+
+    def complete(self, requests: Sequence[Asked_contra]) -> Generator[tuple[int, Completion], None, None]:
+        """See Engine."""
 
 
 @dataclass
@@ -53,7 +72,10 @@ class AnswerStore:
             raise StoreError(f"cannot write {self.path}: {error.strerror}; choose another folder with --out") from error
 
     def complete(
-        self, engine: Callable[[], Engine], requests: Sequence[Request], advance: Callable[[int], None] = lambda done: None
+        self,
+        engine: Callable[[], Completes[Asked]],
+        requests: Sequence[Asked],
+        advance: Callable[[int], None] = lambda done: None,
     ) -> list[Completion]:
         """Every request's completion, in order; what is not kept yet is produced, each once, and kept.
 

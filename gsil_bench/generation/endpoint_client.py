@@ -59,6 +59,7 @@ class Refusal:
     """What a server said instead of answering one request."""
 
     status: int
+    """0: there was no reply at all."""
     message: str
     """On one line, shortened."""
 
@@ -115,6 +116,9 @@ class EndpointClient:
     """Of one request."""
     timeout: float = 600.0
     """Seconds for one request."""
+    tolerated: int = 0
+    """Requests that may go unserved in a row, none served between, before that is an error of all. Until then each is a
+    `Refusal`: a single prompt can be what a server hangs on."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
@@ -177,6 +181,7 @@ class _Flight:
     def __init__(self, client: EndpointClient, path: str, bodies: Sequence[Mapping[str, Any]], key: str) -> None:
         self._client, self._address, self._bodies, self._key = client, client.url + path, bodies, key
         self._arrived = SimpleQueue[tuple[int, Reply] | BaseException | None]()
+        self._unserved = 0  # since the last one that was served
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._send_all())
         self._thread = threading.Thread(target=self._run, name="endpoint", daemon=True)
@@ -229,6 +234,7 @@ class _Flight:
             await client.turn()
             outcome = await self._attempt(http, body)
             if not isinstance(outcome, _Trouble):
+                self._unserved = 0
                 return outcome
             if attempt == client.retries:
                 return self._give_up(outcome)
@@ -262,16 +268,17 @@ class _Flight:
 
     def _give_up(self, trouble: _Trouble) -> Refusal:
         """After the last retry: the refusal of one request, or an error of all."""
-        tried = f"{self._client.retries + 1} times"
+        tried = f"tried {self._client.retries + 1} times"
+        if trouble.status is not None and trouble.status not in NO_SERVER:
+            return Refusal(trouble.status, trouble.what)
+        self._unserved += 1
+        if self._unserved <= self._client.tolerated:
+            return Refusal(trouble.status or 0, f"{trouble.what}; {tried}")
         if trouble.status is None:
             hint = "is the server running? A slow one needs a longer timeout"
-            raise EndpointError(f"{self._address} cannot be reached ({trouble.what}; tried {tried}): {hint}")
-        if trouble.status in NO_SERVER:
-            hint = (
-                "lower concurrency or requests_per_minute" if trouble.status == 429 else "is the server overloaded or starting?"
-            )
-            raise EndpointError(f"{self._address} serves nothing ({trouble.status}: {trouble.what}; tried {tried}): {hint}")
-        return Refusal(trouble.status, trouble.what)
+            raise EndpointError(f"{self._address} cannot be reached ({trouble.what}; {tried}): {hint}")
+        hint = "lower concurrency or requests_per_minute" if trouble.status == 429 else "is the server overloaded or starting?"
+        raise EndpointError(f"{self._address} serves nothing ({trouble.status}: {trouble.what}; {tried}): {hint}")
 
     def _for_all(self, response: httpx2.Response) -> EndpointError:
         status, variable = response.status_code, self._client.api_key_env or "a variable named by api_key_env"

@@ -35,6 +35,8 @@ class Sampling:
     """0 is greedy."""
     top_p: float = 1.0
     seed: int = 0
+    stops: tuple[str, ...] = ()
+    """Texts that end a completion. An engine may stop once the text of the new tokens holds one, or go on: whoever asks cuts."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Completion:
     """What came back for one request."""
 
     tokens: tuple[int, ...]
-    """With the end token if and only if finish_reason is "stop"."""
+    """With the end token, or up to the one that completes a stop text, if and only if finish_reason is "stop"."""
     text: str
     """Without special tokens."""
     finish_reason: FinishReason

@@ -83,14 +83,27 @@ def choose_engine(name: str, settings: Mapping[str, Any], device: str, dtype: st
     if name not in ("auto", *KINDS):
         raise unknown_name("engine", name, ["auto", *KINDS])
     module, _, record = KINDS[_automatic(device, dtype) if name == "auto" else name].partition(":")
-    kind: Any = getattr(import_module(module), record)
+    options: Options = make_options(getattr(import_module(module), record), settings, f"engine {name}", "--engine-set")
+    options.check(device, dtype, autocast)
+    return options
+
+
+def make_options(kind: Any, settings: Mapping[str, Any], whose: str, flag: str) -> Any:
+    """A record of options from what was typed.
+
+    Args:
+        kind: the dataclass; its fields are the options.
+        whose: for messages: "engine vllm".
+        flag: for messages: "--engine-set".
+
+    Raises:
+        UserError: an unknown option, or a value of the wrong kind.
+    """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in settings:
         if key not in fields:
-            raise unknown_name(f"option of engine {name}", key, fields)
-    options: Options = kind(**{key: _typed(key, str(value), str(fields[key].type)) for key, value in settings.items()})
-    options.check(device, dtype, autocast)
-    return options
+            raise unknown_name(f"option of {whose}", key, fields)
+    return kind(**{key: _typed(f"{flag} {key}", str(value), str(fields[key].type)) for key, value in settings.items()})
 
 
 def _automatic(device: str, dtype: str) -> str:
@@ -99,7 +112,7 @@ def _automatic(device: str, dtype: str) -> str:
     return "vllm" if device == "cuda" and dtype != "nf4" and find_spec("vllm") is not None else "transformers"
 
 
-def _typed(key: str, text: str, kind: str) -> Any:
+def _typed(option: str, text: str, kind: str) -> Any:
     """A value as its field's type says."""
     words = {"true": True, "false": False}
     try:
@@ -108,4 +121,4 @@ def _typed(key: str, text: str, kind: str) -> Any:
         return int(text) if "int" in kind else float(text) if "float" in kind else text
     except (KeyError, ValueError):
         wanted = "true or false" if "bool" in kind else "a whole number" if "int" in kind else "a number"
-        raise UserError(f"--engine-set {key}={text}: expected {wanted}") from None
+        raise UserError(f"{option}={text}: expected {wanted}") from None

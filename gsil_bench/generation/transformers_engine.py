@@ -52,6 +52,8 @@ SHARED = 32
 """Tokens that prompts must have in common for their beginning to be computed once."""
 FALLING = 4
 """Requests that need a so much shorter slot than the longest ones are served after them, in slots of their own."""
+STOP_MARGIN = 8
+"""Tokens that are decoded before those that a stop can consist of: the first may lack its space, or half a character."""
 CPU_BYTES, CPU_SHARE, GPU_SHARE = 4 * 2**30, 0.25, 0.8
 """Memory for keys and values: shares of what is free, and on a CPU no more than this."""
 
@@ -207,8 +209,8 @@ class TransformersEngine:
                 logger.warning("out of memory: these prompts go on %d at a time", rows)
                 torch.cuda.empty_cache()
 
-    def _completion(self, tokens: Sequence[int], logps: Sequence[float] | None) -> Completion:
-        finished = bool(tokens) and tokens[-1] in self.end_token_ids
+    def _completion(self, tokens: Sequence[int], logps: Sequence[float] | None, stopped: bool = False) -> Completion:
+        finished = stopped or (bool(tokens) and tokens[-1] in self.end_token_ids)
         kept = None if logps is None else tuple(logps)
         return Completion(tuple(tokens), self.decode(tokens), "stop" if finished else "length", "", kept)
 
@@ -222,9 +224,22 @@ class _Live:
     budget: int
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    stopped: bool = False
+    """Whether the text of the new tokens holds a stop."""
 
     def __post_init__(self) -> None:
         self.uniforms = self.request.uniforms().tolist()
+        stops = self.request.sampling.stops
+        self._window = STOP_MARGIN + max((len(stop.encode()) for stop in stops), default=0)
+
+    def look_for_stops(self, decode: Callable[[Sequence[int]], str]) -> None:
+        """Note whether the newest token completes a stop. A token has a byte at least, so that a few of the last ones tell; what
+        they show must be in the whole text too. A stop with skipped tokens inside may be missed: then the answer goes on.
+        """
+        stops, tail = self.request.sampling.stops, decode(self.tokens[-self._window :])
+        if any(stop in tail for stop in stops):
+            whole = decode(self.tokens)
+            self.stopped = any(stop in whole for stop in stops)
 
     @property
     def position(self) -> int:
@@ -317,6 +332,8 @@ class _Flight:
             live.tokens.append(tokens[row])
             if logps is not None:
                 live.logps.append(float(logps[row]))
+            if live.request.sampling.stops:
+                live.look_for_stops(self.engine.decode)
 
     def _settle(self, live: _Live) -> int:
         """The token of a close choice: a function of weights and tokens alone."""
@@ -326,7 +343,11 @@ class _Flight:
     def _finished(self) -> Iterator[tuple[int, Completion]]:
         """Hand out what is complete, and close the gaps that it leaves with the last rows."""
         ended = self.engine.end_token_ids
-        done = [row for row, live in enumerate(self._live) if live.tokens[-1] in ended or len(live.tokens) >= live.budget]
+        done = [
+            row
+            for row, live in enumerate(self._live)
+            if live.stopped or live.tokens[-1] in ended or len(live.tokens) >= live.budget
+        ]
         if not done:
             return
         completions = [self._live[row] for row in done]
@@ -339,7 +360,7 @@ class _Flight:
             self._live[gap] = self._live[mover]
         del self._live[count:]
         for live in completions:
-            yield live.index, self.engine._completion(live.tokens, live.logps if live.request.logps else None)
+            yield live.index, self.engine._completion(live.tokens, live.logps if live.request.logps else None, live.stopped)
 
 
 def _in_order(requests: Sequence[Request], group: Sequence[int]) -> list[int]:
