@@ -18,6 +18,7 @@ import pytest
 
 from gsil_bench.errors import UserError
 from gsil_bench.tasks import sandbox
+from gsil_bench.tasks.confinement import ROOT
 from gsil_bench.tasks.sandbox import Limits, Program, ProgramResult, run_restricted
 
 SHORT = Limits(seconds=0.3)
@@ -449,14 +450,13 @@ def test_caller_that_ignores_the_timer_signal_still_times_out() -> None:
         "from gsil_bench.tasks.sandbox import run_restricted, Limits\n"
         "print(run_restricted(['while True: pass'], limits=Limits(seconds=0.3))[0].reason)"
     )
-    root = Path(sandbox.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == "timed out after 0.3 s\n"
 
 
 def test_a_dead_worker_is_replaced_and_its_program_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with sandbox._Server(SHORT) as server:
+    with sandbox._Worker(SHORT) as server:
         assert server._process is not None
         server._process.kill()
         server._process.wait()
@@ -476,11 +476,9 @@ def test_an_interpreter_that_does_not_start_is_the_users_to_mend(monkeypatch: py
 # --- the second wall, without the first ------------------------------------------------------------------------------------
 
 CONFINED = """
-import importlib.util, os, sys
-spec = importlib.util.spec_from_file_location("sandbox", {file!r})
-module = importlib.util.module_from_spec(spec)
-sys.modules["sandbox"] = module
-spec.loader.exec_module(module)
+import os, sys
+sys.path.append({root!r})
+from gsil_bench.tasks import sandbox as module
 path = {path!r}
 module.confine(module.Limits(seconds={seconds}, memory_bytes=256 << 20, open_files={files}))
 try:
@@ -493,7 +491,7 @@ except BaseException as error:
 
 def confined(action: str, folder: Path, seconds: float = 2, files: int = 64) -> tuple[str, int]:
     """What an arbitrary statement achieves in a confined process: what it printed, and the return code."""
-    code = CONFINED.format(file=sandbox.__file__, path=str(folder / "file"), action=action, seconds=seconds, files=files)
+    code = CONFINED.format(root=str(ROOT), path=str(folder / "file"), action=action, seconds=seconds, files=files)
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, timeout=30, check=False, cwd=folder)
     return done.stdout.decode(), done.returncode
 
@@ -539,11 +537,9 @@ def test_confined_process_cannot_take_its_time_back(tmp_path: Path) -> None:
 
 
 WALL = """
-import importlib.util, json, os, sys
-spec = importlib.util.spec_from_file_location("sandbox", {file!r})
-module = importlib.util.module_from_spec(spec)
-sys.modules["sandbox"] = module
-spec.loader.exec_module(module)
+import json, os, sys
+sys.path.append({root!r})
+from gsil_bench.tasks import sandbox as module
 
 status = os.open("/proc/self/status", os.O_RDONLY) if os.path.exists("/proc/self/status") else None
 
@@ -602,15 +598,24 @@ def interpreter(identity: dict[str, Any]) -> str:
     pytest.skip("no other user can run an interpreter here")
 
 
+def copy_for_everybody(package: Path, root: Path) -> None:
+    """Copy what the sandbox imports of a package to where every user can read it."""
+    for file in [*package.glob("*.py"), *package.glob("tasks/*.py")]:
+        copy = root / package.name / file.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    for path in [root, *root.rglob("*")]:
+        path.chmod(0o755)
+
+
 def wall(uid: int, files: int) -> tuple[dict[str, Any], bool]:
     """What a process of a user achieves once confined to a folder, and whether a file of that user outside is still there."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # not pytest's folder, which no other user can enter
-        file, victim, inner = Path(name, "sandbox.py"), Path(name, "victim"), Path(name, "inner")
-        shutil.copyfile(sandbox.__file__, file)
-        file.chmod(0o644)
+        root, victim, inner = Path(name, "root"), Path(name, "victim"), Path(name, "inner")
+        copy_for_everybody(ROOT / "gsil_bench", root)
         victim.write_text("x")
         inner.mkdir()
-        code = WALL.format(file=str(file), victim=str(victim), folder=str(inner), files=files)
+        code = WALL.format(root=str(root), victim=str(victim), folder=str(inner), files=files)
         identity: dict[str, Any] = {}
         if uid != os.geteuid():
             for path in (Path(name), victim, inner):
@@ -648,11 +653,9 @@ def test_confined_process_of_an_ordinary_user_reaches_nothing_outside_its_folder
 
 
 PROTOCOL = """
-import importlib.util, json, os, sys, tempfile
-spec = importlib.util.spec_from_file_location("sandbox", {file!r})
-module = importlib.util.module_from_spec(spec)
-sys.modules["sandbox"] = module
-spec.loader.exec_module(module)
+import json, os, sys, tempfile
+sys.path.append({root!r})
+from gsil_bench.tasks import sandbox as module
 
 
 def broken_out(program):
@@ -672,10 +675,10 @@ with tempfile.TemporaryDirectory() as folder:
 
 def served(name: str, function: str, monkeypatch: pytest.MonkeyPatch) -> ProgramResult:
     """The result of a program in whose process a function of the sandbox is replaced."""
-    code = PROTOCOL.format(file=sandbox.__file__, name=name, function=function)
+    code = PROTOCOL.format(root=str(ROOT), name=name, function=function)
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, timeout=30, check=True)
-    server = sandbox._Server(SHORT)
-    monkeypatch.setattr(server, "_ask", lambda line, seconds: json.loads(done.stdout))
+    server = sandbox._Worker(SHORT)
+    monkeypatch.setattr(server, "ask", lambda line, seconds: json.loads(done.stdout))
     return server.run(Program("x = 1"))
 
 
