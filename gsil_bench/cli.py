@@ -1,24 +1,34 @@
 """`gsil-bench VERB`: the comparison, and what there is to compare.
 
 gsil-bench compare --methods sft,gsil-logistic · gsil-bench methods · gsil-bench tasks · gsil-bench doctor
+gsil-bench rescore RUN --protocol lm-eval-v1 · gsil-bench wins RUN --task gsm8k --methods sft,gsil-logistic
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from gsil_bench import compare, provenance
-from gsil_bench.errors import UserError
+from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.evaluation.rescore import find_task
+from gsil_bench.evaluation.wins import harmless
+from gsil_bench.tasks.task import ScoringResources, Task, require_consent
+
+SHOWN_PROBLEMS = 20
+"""Bad lines of a file of answers that are named."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,9 +47,11 @@ def methods() -> None:
 
 
 @app.command()
-def tasks() -> None:
-    """Every task, with its protocol and its number of test items."""
-    raise typer.Exit(compare.guarded(_print_tasks))
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="What decides an answer to this task. [all tasks]")] = None,
+) -> None:
+    """Every task and how it is asked; of one, the whole protocol: prompt, shots, stops, sampling, extraction, data."""
+    raise typer.Exit(compare.guarded(_print_tasks if name is None else lambda: _print_task(name)))
 
 
 @app.command()
@@ -49,6 +61,191 @@ def doctor(
 ) -> None:
     """What works on this machine, and what to do about what does not. Exit code 1 if something needed is missing."""
     raise typer.Exit(compare.guarded(lambda: _print_checks(data_dir, Path(out))))
+
+
+@app.command()
+def rescore(
+    run: Annotated[str | None, typer.Argument(help="The --out folder of a comparison.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="How to score: lm-eval-v1, or gsm8k/lm-eval-v1.")] = None,
+    task: Annotated[str | None, typer.Option(help="Which task's answers. [all of the protocol's task]")] = None,
+    answers: Annotated[
+        str | None, typer.Option(help='Score this file instead of a run: one {"item": ID, "completion": TEXT} a line.')
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the items of --answers: test or dev.")] = "test",
+    out: Annotated[str | None, typer.Option(help="Folder for the new results of a run. [none are written]")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder searched for data files first; also GSIL_BENCH_DATA.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Who rates MT-Bench: replay, endpoint or engine. [replay of the file's judgments]")
+    ] = None,
+    judge_set: Annotated[
+        list[str] | None, typer.Option("--judge-set", metavar="KEY=VALUE", help="Change a judge's option; repeatable.")
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Consent to run generated code in the sandbox.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Score stored answers again, of a run or from a file. Exit code 1 if some of a run cannot be, 2 if none can."""
+    resources = ScoringResources(os.cpu_count() or 1, allow_code_execution)
+    folder = Path(data_dir) if data_dir else None
+
+    def action() -> int:
+        if (run is None) == (answers is None):
+            raise UserError("rescore wants a run's folder or --answers FILE, and not both")
+        asked = _judge(judge, judge_set, None if run is None else Path(run) / "store" / "judgments")
+        if answers is not None:
+            return _rescore_file(Path(answers), find_task(task, protocol, folder), split, resources, asked, folder, as_json)
+        return _rescore_run(Path(str(run)), task, protocol, replace(resources, judge=asked), folder, out, as_json)
+
+    raise typer.Exit(_without_traceback(action))
+
+
+@app.command()
+def wins(
+    run: Annotated[str, typer.Argument(help="The --out folder of a comparison.")],
+    task: Annotated[str, typer.Option(help="Which task.")],
+    methods: Annotated[str, typer.Option(help="Two names separated by a comma.")],
+    seed: Annotated[int | None, typer.Option(help="Of both runs. [the lowest that both have]")] = None,
+    show: Annotated[int, typer.Option(help="Items shown of each method.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all items.")] = False,
+) -> None:
+    """List the items that one method answers better than another, with both answers."""
+
+    def action() -> int:
+        from gsil_bench.evaluation.stored import read_results, read_stored_answers
+        from gsil_bench.evaluation.wins import choose_cells, find_wins
+        from gsil_bench.reporting.rescored import wins_record, wins_text
+
+        out = Path(run)
+        found = find_wins(*choose_cells(read_results(out, task), methods.split(","), seed), partial(read_stored_answers, out))
+        print(json.dumps(wins_record(found), indent=1) if as_json else wins_text(found, show))
+        return 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+@app.command("import-lm-eval")
+def import_lm_eval(
+    runs: Annotated[list[str], typer.Argument(metavar="METHOD=PATH …", help="Results of lm-eval, with samples (--log_samples).")],
+    out: Annotated[str, typer.Option(help="Folder of the results.")] = "imported",
+    control: Annotated[str | None, typer.Option(help="The method that differences are taken from. [the first]")] = None,
+    metric: Annotated[str | None, typer.Option(help='What is compared: "exact_match,strict-match". [each task\'s first]')] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare results that lm-eval wrote, item by item, with the suite's intervals and verdicts."""
+
+    def action() -> int:
+        from gsil_bench.config import parse_pairs
+        from gsil_bench.evaluation.lm_eval_import import import_results, write_imported
+        from gsil_bench.reporting.comparison import Comparison
+
+        named = parse_pairs("import-lm-eval", runs, "sft=results/sft")
+        results = [found.as_result(method) for method, path in named.items() for found in import_results(Path(path), metric)]
+        methods, tasks = list(named), list(dict.fromkeys(result.task for result in results))
+        if control is not None and control not in methods:
+            raise unknown_name("control", control, methods)
+        write_imported(results, Path(out))
+        comparison = Comparison.of(results, [], methods=methods, tasks=tasks, control=control or methods[0], notes=[])
+        compare.show_comparison(comparison, Path(out), as_json)
+        return 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+@app.command()
+def ratings(
+    run: Annotated[str, typer.Argument(help="The --out folder of a comparison with MT-Bench.")],
+    svg: Annotated[str | None, typer.Option(help="Also draw the categories to this file.")] = None,
+) -> None:
+    """Ratings by category and turn, what unread ones could change, the judge's bias to length and its own spread."""
+
+    def action() -> int:
+        from gsil_bench.evaluation.stored import read_item_scores, read_results
+        from gsil_bench.records import write_atomically
+        from gsil_bench.reporting.mt_bench import category_means, radar_svg, render_report
+
+        results = read_results(Path(run), "mt-bench")
+        scores = {f"{each.method}, seed {each.seed}": read_item_scores(Path(run), each) for each in results}
+        for name, items in scores.items():
+            print(f"## {harmless(name)}\n\n{render_report(items)}\n")
+        if svg is not None:
+            write_atomically(Path(svg), radar_svg({name: category_means(items) for name, items in scores.items()}))
+            print(f"wrote {svg}")
+        return 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+def _judge(name: str | None, settings: list[str] | None, kept: Path | None) -> Any:
+    """The judge that was named; None leaves it to the judgments in the file."""
+    from gsil_bench.config import parse_pairs
+
+    pairs = parse_pairs("--judge-set", settings, "model=NAME") if settings else {}
+    if name is None or (name == "replay" and not pairs):
+        if pairs:
+            raise UserError("--judge-set: name the judge with --judge")
+        return None
+    from gsil_bench.evaluation.judging import make_judge
+
+    return make_judge(name, pairs, kept)
+
+
+def _rescore_file(
+    path: Path, task: Task, split: str, resources: ScoringResources, judge: Any, data_dir: Path | None, as_json: bool
+) -> int:
+    from gsil_bench.evaluation.answer_files import as_json as record
+    from gsil_bench.evaluation.answer_files import judgments_of, read_lines, score_lines
+    from gsil_bench.reporting.rescored import lines_text
+    from gsil_bench.tasks.judge import ReplayJudge
+
+    require_consent(task, resources.allow_code_execution)
+    if split not in ("test", "dev"):
+        raise unknown_name("split", split, ["test", "dev"])
+    lines, items = read_lines(path), task.items("dev" if split == "dev" else "test", data_dir)
+    judgments = judgments_of(lines)
+    if judge is None and judgments:
+        judge = ReplayJudge(judgments, str(path))
+    scores, aggregate = score_lines(task, items, lines, replace(resources, judge=judge), str(path))
+    print(json.dumps(record(scores, aggregate), indent=1) if as_json else lines_text(scores, aggregate))
+    return 0
+
+
+def _rescore_run(
+    run: Path, task: str | None, protocol: str | None, resources: ScoringResources, data_dir: Path | None, out: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    from gsil_bench.evaluation.rescore import record, rescore_run, write_rescored
+    from gsil_bench.reporting.rescored import cells_text
+
+    if out is not None and Path(out).resolve() == run.resolve():
+        raise UserError(f"--out {out}: the run's own folder; its results stay as they are, name another one")
+    cells = rescore_run(run, task, protocol, resources, data_dir)
+    kept = [cell for cell in cells if not cell.refusal]
+    print(json.dumps({"cells": [record(cell) for cell in cells]}, indent=1) if as_json else cells_text(cells))
+    for path in [write_rescored(cell, Path(out)) for cell in kept] if out is not None else []:
+        print(f"wrote {path}", file=sys.stderr)
+    return 0 if len(kept) == len(cells) else 1 if kept else 2
+
+
+def _without_traceback(action: Callable[[], int]) -> int:
+    """The exit code of an action whose errors are one line each: every bad line of a file of answers, a failed canary."""
+    from gsil_bench.evaluation.answer_files import FileError
+    from gsil_bench.evaluation.scoring import CanaryError
+
+    def guarded() -> int:
+        try:
+            return action()
+        except FileError as error:
+            for problem in error.problems[:SHOWN_PROBLEMS]:
+                print(f"error: {harmless(problem)}", file=sys.stderr)
+            if len(error.problems) > SHOWN_PROBLEMS:
+                print(f"error: … and {len(error.problems) - SHOWN_PROBLEMS} more lines", file=sys.stderr)
+            return 2
+        except CanaryError as error:
+            print(f"error: {harmless(str(error))}", file=sys.stderr)
+            return 1
+
+    return compare.guarded(guarded)
 
 
 def _print_methods() -> int:
@@ -84,6 +281,20 @@ def _print_tasks() -> int:
     _console().print(table)
     for name, members in SUITES.items():
         print(f"\n{name} stands for {', '.join(members)}")
+    return 0
+
+
+def _print_task(name: str) -> int:
+    from gsil_bench.tasks import load_task
+
+    task = load_task(name)
+    facts: dict[str, Any] = {"task": f"{task.name}, version {task.version}", "what it is": task.summary, "metric": task.metric}
+    facts |= {"scores": f"{task.worst:g} (empty answer) to {task.best:g} (perfect)", "protocol": task.protocol.name}
+    facts |= {key.replace("_", " "): value for key, value in vars(task.protocol).items() if key not in ("name", "data")}
+    for key, value in facts.items():
+        print(f"{key:<15} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    for path, sha256 in task.protocol.data.items():
+        print(f"{'data':<15} {path} (sha256 {sha256})")
     return 0
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -23,6 +23,9 @@ from rich.console import Console
 import baselines
 from gsil_bench.config import Config, parse_pairs, parse_settings, resolve
 from gsil_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from gsil_bench.reporting.comparison import Comparison
 
 RECIPES = Path(baselines.__file__).parent / "recipes"
 
@@ -57,7 +60,9 @@ def run(config: Config, options: Options = Options()) -> int:
         return 0
     reporter.line(plan_text(plan, store))
     write_config(config, out)
-    resources = Resources(inputs, scoring=ScoringResources(allow_code_execution=config.allow_code_execution))
+    consent = config.allow_code_execution
+    scoring = ScoringResources(allow_code_execution=consent, judge=inputs.judge, learned=inputs.learned)
+    resources = Resources(inputs, scoring=scoring)
     results = []
     with Interrupts() as interrupts:
         execution = LocalRun(store, resources, reporter, interrupts, out / "failures")
@@ -81,12 +86,8 @@ def run(config: Config, options: Options = Options()) -> int:
 
 
 def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json: bool) -> None:
-    """Write the tables below `out` and print one."""
-    from gsil_bench.records import write_atomically
-    from gsil_bench.reporting import tables
+    """The comparison of a plan's results."""
     from gsil_bench.reporting.comparison import Comparison
-    from gsil_bench.reporting.terminal import render_terminal
-    from gsil_bench.reporting.wording import render_summary
     from gsil_bench.results import budget_notes, warning_notes
 
     inputs = plan.inputs
@@ -98,6 +99,16 @@ def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json:
         control=inputs.control,
         notes=[*inputs.notes, *budget_notes(plan, results), *warning_notes(results)],
     )
+    show_comparison(comparison, out, as_json)
+
+
+def show_comparison(comparison: Comparison, out: Path, as_json: bool) -> None:
+    """Write the tables below `out` and print one."""
+    from gsil_bench.records import write_atomically
+    from gsil_bench.reporting import tables
+    from gsil_bench.reporting.terminal import render_terminal
+    from gsil_bench.reporting.wording import render_summary
+
     files = {
         out / "table.md": tables.render_markdown(comparison),
         out / "table.csv": tables.render_csv(comparison),
@@ -190,6 +201,13 @@ def compare(
     engine_set: Annotated[
         list[str] | None, typer.Option("--engine-set", metavar="KEY=VALUE", help="Change an engine's option; repeatable.")
     ] = None,
+    judge: Annotated[str | None, typer.Option(help="What rates MT-Bench: endpoint, engine, replay, or module:ATTRIBUTE.")] = None,
+    judge_set: Annotated[
+        list[str] | None, typer.Option("--judge-set", metavar="KEY=VALUE", help="Change a judge's option; repeatable.")
+    ] = None,
+    learned_metric: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Also compare summaries with their references by this model's states.")
+    ] = None,
     trackers: Annotated[
         str | None, typer.Option(help="Also send metrics of training to tensorboard, wandb, mlflow or trackio.")
     ] = None,
@@ -219,6 +237,8 @@ def compare(
         "processes": processes,
         "sharded": sharded or None,
         "engine": engine,
+        "judge": judge,
+        "learned_metric": learned_metric,
         "trackers": trackers,
     }
 
@@ -229,6 +249,7 @@ def compare(
         flags |= {"set": parse_settings(set_)} if set_ else {}
         flags |= {"fields": parse_pairs("--field", field, "prompt=question")} if field else {}
         flags |= {"engine_set": parse_pairs("--engine-set", engine_set, "batch_invariant=true")} if engine_set else {}
+        flags |= {"judge_set": parse_pairs("--judge-set", judge_set, "model=NAME")} if judge_set else {}
         config = resolve(flags, recipe, RECIPES)
         check_targets(flags.get("set", {}), config.methods)
         return run(config, Options(dry_run, as_json))

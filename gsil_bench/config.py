@@ -70,6 +70,12 @@ class Config:
     where it is installed and a GPU is there."""
     engine_set: Mapping[str, Any] = field(default_factory=dict)
     """Options of the engine."""
+    judge: str | None = None
+    """What rates answers of tasks that are judged (MT-Bench): "endpoint", "engine", "replay", or "module:ATTRIBUTE"."""
+    judge_set: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the judge."""
+    learned_metric: str | None = None
+    """Folder or hub id of a model whose hidden states compare summaries with their references, beside ROUGE."""
     trackers: tuple[str, ...] = ()
     """Where metrics of training are also sent: tensorboard, wandb, mlflow, trackio."""
 
@@ -81,9 +87,19 @@ class Config:
 
 LISTS: dict[str, type] = {"methods": str, "tasks": str, "seeds": int, "trackers": str}
 NUMBERS = ("limit", "limit_demonstrations", "processes")
-NULLABLE = ("demonstrations", "control", "chat_template", "data_dir", "limit", "limit_demonstrations", "generation_seed")
+NULLABLE = (
+    "judge",
+    "learned_metric",
+    "demonstrations",
+    "control",
+    "chat_template",
+    "data_dir",
+    "limit",
+    "limit_demonstrations",
+    "generation_seed",
+)
 SWITCHES = ("start", "sharded", "drop_long", "allow_code_execution")
-MAPPINGS = ("fields", "set", "training", "engine_set")
+MAPPINGS = ("fields", "set", "training", "engine_set", "judge_set")
 
 
 def resolve(flags: Mapping[str, Any], recipe: str | None, recipes: Path) -> Config:

@@ -12,6 +12,14 @@ class UserError(ValueError):
     """Bad input. The command prints the message as one line and exits with code 2."""
 
 
+class UnavailableError(UserError):
+    """What one task needs is not here or is not what it should be: a library, a data file. Other tasks can go on without it."""
+
+
+class MissingLibraryError(UnavailableError):
+    """A library is not installed, or does not work here."""
+
+
 class StoreError(UserError):
     """The folder of results and artefacts cannot be written: nothing that follows could be kept."""
 
@@ -20,12 +28,12 @@ def library(name: str, what: str) -> Any:
     """A library that is not always there; `what` needs it.
 
     Raises:
-        UserError: it is not installed, or does not work here.
+        MissingLibraryError: it is not installed, or does not work here.
     """
     try:
         return import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # a build for another GPU fails with the latter two
-        raise UserError(f"{what} needs {name}: pip install {name} ({' '.join(str(error).split())[:200]})") from error
+        raise MissingLibraryError(f"{what} needs {name}: pip install {name} ({' '.join(str(error).split())[:200]})") from error
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,17 @@ from typing import Any
 from gsil_bench.config import Config, Settings
 from gsil_bench.data.chat import ChatFormat
 from gsil_bench.data.demonstrations import check_lengths, from_items, read_demonstrations, split_held_out
-from gsil_bench.errors import UserError, library, unknown_name
+from gsil_bench.errors import UnavailableError, UserError, library, unknown_name
 from gsil_bench.evaluation import held_out
 from gsil_bench.generation.engines import Options, choose_engine
 from gsil_bench.methods import Method, baseline_methods, load_method, with_settings
 from gsil_bench.models import checkpoint
 from gsil_bench.models.adapters import merge_adapter_folder, resolve_adapter
-from gsil_bench.records import Demonstration, Encoded, digest, file_sha256
-from gsil_bench.tasks import TASKS, expand, load_task
-from gsil_bench.tasks.task import Item, Split, Task
+from gsil_bench.records import NAME, Demonstration, Encoded, digest, file_sha256
+from gsil_bench.tasks import expand, is_task, load_task
+from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources, Split, Task, require_consent
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.tracking import check_trackers
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What a method or task may be called: its name becomes part of a path."""
-
 
 STARTING_MODEL = "start"
 """The method that does not train, which every comparison shows unless it is told not to."""
@@ -99,8 +94,41 @@ class TaskInput:
 
     @cached_property
     def content(self) -> str:
-        """Digest of the items: ids, turns and what the scorer reads."""
-        return digest([[item.id, item.turns, dict(item.reference)] for item in self.items])
+        """Digest of the items: how they are asked and what the scorer reads."""
+        return digest([_content(item) for item in self.items])
+
+
+def _content(item: Item) -> list[Any]:
+    continuations = [[given.context, given.text] for given in item.continuations]
+    asked = [item.turns, item.history, item.opening, item.temperature, continuations]
+    return [item.id, asked, dict(item.reference)]
+
+
+@dataclass(frozen=True)
+class MissingTask:
+    """Stands for a task that needs something that is not here: its canary fails with the reason, and the other tasks go on."""
+
+    name: str
+    error: UnavailableError
+    version: str = ""
+    metric: str = "score"
+    best: float = 1.0
+    worst: float = 0.0
+    runs_code: bool = False
+    protocol: AnswerProtocol = field(default_factory=lambda: AnswerProtocol("missing", 1))
+
+    @property
+    def summary(self) -> str:
+        """Why it is not there."""
+        return str(self.error)
+
+    def items(self, split: Split, data_dir: Path | None) -> Sequence[Item]:
+        """None: nothing can be read."""
+        return ()
+
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
+        """Raise the reason."""
+        raise self.error
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,10 @@ class Inputs:
     """What completes prompts."""
     notes: tuple[str, ...]
     """What a reader of the table should know: which data a method used, what was left out."""
+    judge: Any = None
+    """What rates answers, for tasks with `needs_judge`; part of the fingerprint of their scores."""
+    learned: Any = None
+    """A further measure, for tasks with `takes_learned_metric`; part of the fingerprint of their scores."""
 
     @property
     def control(self) -> str:
@@ -151,9 +183,31 @@ def read_inputs(config: Config) -> Inputs:
         _check_untrained(config, methods)
         model = dataclasses.replace(model, weights_sha256=engine.weights)
         notes += ("answers are a served model's; no held-out loss: its log-probs are not asked for",)
-    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, engine, notes)
+    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, engine, notes, _judge(config), _learned(config))
     _ = inputs.control  # a wrong --control is found now
     return inputs
+
+
+def _judge(config: Config) -> Any:
+    """What rates answers, its judgments kept beside the comparison's other artefacts; None if none was named."""
+    if config.judge is None:
+        if config.judge_set:
+            raise UserError("--judge-set: name the judge with --judge")
+        return None
+    from gsil_bench.evaluation.judging import make_judge
+
+    return make_judge(config.judge, config.judge_set, Path(config.out) / "store" / "judgments")
+
+
+def _learned(config: Config) -> Any:
+    """The learned metric, its weights read once so that a wrong folder is found now; None if none was named."""
+    if config.learned_metric is None:
+        return None
+    from gsil_bench.evaluation.learned_metrics import EmbeddingF1
+
+    metric = EmbeddingF1(Path(config.learned_metric))
+    _ = metric.identity
+    return metric
 
 
 def check_writable(folder: Path) -> None:
@@ -208,20 +262,34 @@ def _data_dir(config: Config) -> Path | None:
 
 def _tasks(config: Config, data_dir: Path | None) -> tuple[TaskInput, ...]:
     split = _split(config.split)
-    tasks = []
+    tasks: list[TaskInput] = []
     for name in expand(list(config.tasks)):
-        task = load_task(name)
-        if not NAME.fullmatch(task.name):
-            raise UserError(f"task {name!r} is named {task.name!r}: letters, digits, '.', '_' and '-' only (64 at most)")
-        if task.name == held_out.NAME:
-            raise UserError(f"task {name!r} is named {task.name!r}, the name of the column of the held-out loss")
-        if task.runs_code and not config.allow_code_execution:
-            raise UserError(
-                f"task {task.name} runs generated code: read gsil_bench/tasks/sandbox.py, then pass --allow-code-execution"
-            )
-        items = tuple(task.items(split, data_dir))[: config.limit]
+        try:
+            task = load_task(name, data_dir)
+            items = tuple(_checked(name, task, config).items(split, data_dir))[: config.limit]
+        except UnavailableError as error:
+            task, items = MissingTask(name.replace(":", "/"), error), ()
+            _checked(name, task, config)
+        if task.name in {other.task.name for other in tasks}:
+            raise UserError(f"two tasks are named {task.name!r}")
         tasks.append(TaskInput(task, items))
     return tuple(tasks)
+
+
+def _checked(typed: str, task: Task, config: Config) -> Task:
+    """The task, if its name is harmless and it may run."""
+    if not all(NAME.fullmatch(part) for part in task.name.split("/")):
+        raise UserError(
+            f"task {typed!r} is named {task.name!r}: letters, digits, '.', '_' and '-' only (64 at most), parts by '/'"
+        )
+    if task.name == held_out.NAME:
+        raise UserError(f"task {typed!r} is named {task.name!r}, the name of the column of the held-out loss")
+    require_consent(task, config.allow_code_execution)
+    if getattr(task, "needs_judge", False) and config.judge is None:
+        raise UserError(
+            f"task {task.name} needs a judge: --judge endpoint --judge-set url=http://host:8000/v1 --judge-set model=NAME"
+        )
+    return task
 
 
 def _split(name: str) -> Split:
@@ -326,10 +394,10 @@ def _read(
 ) -> tuple[str, list[Demonstration], Mapping[str, int]]:
     """Demonstrations by file, folder, hub id or task name; the compared tasks' train splits if none are named."""
     source = config.demonstrations
-    if source is not None and source not in TASKS and source not in ("mini",):
+    if source is not None and not is_task(source):
         demonstrations, counts = read_demonstrations(source, config.fields, data_dir=data_dir, limit=config.limit_demonstrations)
         return source, demonstrations, dataclasses.asdict(counts)
-    chosen = [load_task(name) for name in expand([source])] if source is not None else [item.task for item in tasks]
+    chosen = [load_task(name, data_dir) for name in expand([source])] if source is not None else [item.task for item in tasks]
     if config.fields:
         raise UserError("--field: names the fields of a file; give the file with --demonstrations")
     pools: list[list[Demonstration]] = []

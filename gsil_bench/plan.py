@@ -21,7 +21,7 @@ from gsil_bench.records import digest
 from gsil_bench.source import source_sha256
 from gsil_bench.stages import VERSIONS, Workspace
 from gsil_bench.store import Artefact, Produced
-from gsil_bench.tasks.task import Task
+from gsil_bench.tasks.task import AnswerProtocol, Item, Task
 from gsil_bench.training.batches import steps_of_round
 from gsil_bench.training.config import TrainConfig
 
@@ -95,6 +95,8 @@ class Plan:
 
 
 CANARIES = "canaries"
+CHARACTERS_PER_TOKEN = 4
+"""About, for the estimate."""
 SAME_WEIGHTS = ("log_every", "gradient_checkpointing")
 """Settings that leave every bit of the weights as it is; the others decide what is summed with what."""
 
@@ -256,20 +258,21 @@ class Planner:
     def _task_cell(self, method: Method, seed: int, task: TaskInput, policy: Stage, trained: tuple[Stage, ...]) -> Cell:
         record, name = stages.protocol_record(task), task.task.name
         items = {"task": name, "items": task.content, "protocol": record}
+        canaries = self._canaries(task)
         answers = self._stage(
             "answers",
             f"answer {name} with {_policy_name(policy)}",
             {**self._frame, "engine": self._engine_identity, **items},
-            {"policy": policy},
+            {"policy": policy, CANARIES: canaries},  # what cannot be scored is not asked
             partial(stages.answer_task, task=task),
-            sum(len(item.turns) for item in task.items) * record["samples"],
-            sum(len(item.turns) for item in task.items) * record["samples"] * record["max_new_tokens"] / 2,
+            sum(_answers(item, task.task.protocol) for item in task.items),
+            sum(_tokens(item, task.task.protocol) for item in task.items),
         )
         scores = self._stage(
             "scores",
             f"score {name} of {_policy_name(policy)}",
-            {**items, "version": task.task.version, "scorer": _scorer(task.task)},
-            {"answers": answers, CANARIES: self._canaries(task)},
+            {**items, "version": task.task.version, "scorer": self._scorer(task.task)},
+            {"answers": answers, CANARIES: canaries},
             partial(stages.score_task, task=task),
         )
         return Cell(
@@ -287,14 +290,27 @@ class Planner:
                 "protocol": record["name"],
                 "task": f"{name} {task.task.version}",
                 "items": task.content,
+                "judge": self._scorer(task.task)["judge"],
             },
         )
 
     def _canaries(self, task: TaskInput) -> Stage:
         """Whether a task's scorer can be trusted; planned first, so that a broken one is found before anything is trained."""
-        inputs = {"task": task.task.name, "items": task.content, "version": task.task.version, "scorer": _scorer(task.task)}
+        inputs = {"task": task.task.name, "items": task.content, "version": task.task.version, "scorer": self._scorer(task.task)}
         run = partial(stages.check_scorer, task=task)
         return self._stage("canaries", f"canaries of {task.task.name}", inputs, {}, run)
+
+    def _scorer(self, task: Task) -> dict[str, Any]:
+        """What gives a task's scores: the source of its class and of its parts (a judge), and the identity of its judge or, for a
+        task that brings none, of the comparison's; the learned metric's if it takes one.
+        """
+        parts = [task, *(vars(task).values() if hasattr(task, "__dict__") else ())]
+        modules = sorted({type(part).__module__ for part in parts} - {"builtins"})
+        judge = self.data.judge if getattr(task, "needs_judge", False) else getattr(task, "judge", None)
+        scorer = {"source": source_sha256(*modules), "judge": getattr(judge, "identity", None)}
+        if self.data.learned is not None and getattr(task, "takes_learned_metric", False):
+            scorer["learned"] = self.data.learned.identity
+        return scorer
 
     def _held_out_cell(self, method: Method, seed: int, policy: Stage, trained: tuple[Stage, ...]) -> Cell:
         data = self.data.demonstrations
@@ -342,11 +358,19 @@ class Planner:
         return sum(len(encoded) for encoded in self.data.demonstrations.train_encoded)
 
 
-def _scorer(task: Task) -> dict[str, Any]:
-    """What gives a task's scores: the source of its class and of its parts (a judge), and the judge's identity."""
-    parts = [task, *(vars(task).values() if hasattr(task, "__dict__") else ())]
-    modules = sorted({type(part).__module__ for part in parts} - {"builtins"})
-    return {"source": source_sha256(*modules), "judge": getattr(getattr(task, "judge", None), "identity", None)}
+def _answers(item: Item, protocol: AnswerProtocol) -> int:
+    """Answers to an item. Likelihoods are asked for once: they are not drawn."""
+    return item.asked * (1 if item.continuations else protocol.samples)
+
+
+def _tokens(item: Item, protocol: AnswerProtocol) -> float:
+    """Work of answering an item, in generated tokens: half of an answer's limit is used, and a token that is only read costs a
+    third of one that is written.
+    """
+    if not item.continuations:
+        return _answers(item, protocol) * protocol.max_new_tokens / 2
+    texts = {*(given.context for given in item.continuations), *(given.text for given in item.continuations)}
+    return sum(map(len, texts)) / CHARACTERS_PER_TOKEN / 3
 
 
 def _policy_name(policy: Stage) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ class ItemAnswer:
     tokens: tuple[int, ...]
     """Number of generated tokens per turn."""
     error: str = ""
+    cut: tuple[int, ...] = ()
+    """Tokens that were left out at the beginning of each prompt, or context of a continuation, because it was too long."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             yield json.loads(line)
 
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a method may be called, and each part of a task's name between "/": it becomes part of a path."""
 
 SCHEMA_VERSION = 1
 

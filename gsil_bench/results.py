@@ -22,7 +22,7 @@ TOKENS_TOLERANCE = 0.05
 
 
 def result_path(out: Path, cell: Cell) -> Path:
-    """Where a cell's result lies. Names were checked to be harmless in a path."""
+    """Where a cell's result lies: a task's protocol is a folder in its own. Names were checked to be harmless in a path."""
     return out / "results" / cell.task / f"{cell.method.name}-seed{cell.seed}.json"
 
 

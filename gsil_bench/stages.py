@@ -22,6 +22,7 @@ from gsil_bench.evaluation import answers, held_out, scoring
 from gsil_bench.generation.answer_store import AnswerStore
 from gsil_bench.generation.engine import Completion, Engine, Request, Sampling
 from gsil_bench.generation.engines import Served
+from gsil_bench.generation.likelihoods import Given, Likelihoods
 from gsil_bench.inputs import Inputs, TaskInput
 from gsil_bench.methods import Method, baseline_methods, load_method
 from gsil_bench.models import checkpoint
@@ -52,8 +53,8 @@ VERSIONS = {
     "generations": 3,
     "reference": 2,
     "training": 3,
-    "answers": 2,
-    "scores": 1,
+    "answers": 3,
+    "scores": 2,
     "held-out": 2,
 }
 """Of each stage's code: raised when a change makes other artefacts from the same inputs."""
@@ -105,7 +106,9 @@ class Resources:
         return self._engine[1]
 
     def complete(self, artefact: Artefact, requests: Sequence[Request]) -> list[Completion]:
-        """A checkpoint's completions, in order: those that were produced before, and the missing ones now."""
+        """A checkpoint's completions, in order: those that were produced before, and the missing ones now. Requests for
+        log-probs of given tokens (`Given`) are not mixed with others.
+        """
         model = self.inputs.model
         frame = {
             "weights": artefact.content,
@@ -115,7 +118,12 @@ class Resources:
             "engine": self.inputs.engine.identity(model.dtype, model.autocast),
         }
         store = AnswerStore(Path(self.inputs.config.out) / "store" / "completions", frame)
-        return store.complete(partial(self.engine, artefact), requests, self.advance)
+
+        def engine() -> Engine | Likelihoods:
+            given = any(isinstance(request, Given) for request in requests)
+            return Likelihoods(self.engine(artefact)) if given else self.engine(artefact)
+
+        return store.complete(engine, requests, self.advance)
 
     @property
     def engine_notes(self) -> list[str]:
@@ -315,9 +323,11 @@ def _branches(sequences: Sequence[Encoded], reference: Artefact | None) -> list[
 
 def answer_task(work: Workspace, task: TaskInput) -> Produced:
     """Stage 5: a checkpoint's answers to a task."""
-    chat = work.resources.inputs.model.chat
+    inputs = work.resources.inputs
     complete = partial(work.resources.complete, work.needs["policy"])
-    given = answers.answer(complete, chat, task.items, task.task.protocol)
+    length = inputs.model.context_length
+    model = answers.Asked(complete, inputs.model.chat, length, length + inputs.engine.in_process)
+    given = answers.answer(model, task.items, task.task.protocol)
     write_jsonl(work.folder / answers.FILE, given)
     tokens = sum(sum(item.tokens) for item in given)
     return Produced({"answers": len(given), "tokens": tokens, "warnings": work.resources.engine_notes})

@@ -204,7 +204,9 @@ def test_a_worked_solution_by_hand() -> None:
     problem = WordProblem("share", numbers, {"N": "Mia", "M": "Tom", "K": "Leo", "o": "pens"})
     # 12 bags of 3 are 36 pens; 6 friends get 6 each; with 4 more each has 10.
     assert problem.solution == ("The bags hold 12*3=36 pens.\nEach gets 36/6=6 pens.\nEach has 6+4=10 pens.\n#### 10")
-    assert GSM8K.score([Item("x", ("",), {"answer": problem.solution})], [["#### 10"]], ScoringResources())[0].value == 1
+    assert (
+        GSM8K.score([Item("x", ("",), reference={"answer": problem.solution})], [["#### 10"]], ScoringResources())[0].value == 1
+    )
     # A slip of +1 in step 0 carries on: 37 pens cannot be shared by 6, which counts as impossible (-1).
     assert arithmetic.solve(arithmetic.FAMILIES["share"].steps, numbers, {0: 1}) == [37, -1, 3]
     assert arithmetic.solve((Step("{}", "a", "-", "b"), Step("{}", "r0", "*", "2")), numbers, {0: 1}) == [10, 20]

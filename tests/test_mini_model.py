@@ -32,7 +32,7 @@ def test_start_is_between_floor_and_ceiling(name: str, mini_folder: Path, tmp_pa
         completions = dict(engine.complete(requests))
         return [completions[index] for index in range(len(requests))]
 
-    given = answers.answer(complete, chat, items, task.protocol)
+    given = answers.answer(answers.Asked(complete, chat, engine.context_length, engine.context_length), items, task.protocol)
     scores, counts = scoring.score_answers(task, items, given, ScoringResources(), tmp_path)
     values = [item.score for item in scores if item.score is not None]
     assert len(values) == len(items)

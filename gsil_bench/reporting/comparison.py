@@ -349,12 +349,16 @@ def _cell(
 
 
 def _summed(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Sums by key, keys sorted."""
-    total: dict[str, float] = {}
+    """Sums by key, of measures means; keys sorted."""
+    found: dict[str, list[float]] = {}
     for table in tables:
         for key, value in table.items():
-            total[key] = total.get(key, 0) + value
-    return dict(sorted(total.items()))
+            found.setdefault(key, []).append(value)
+    return {key: sum(each) / (len(each) if key.startswith(MEASURES) else 1) for key, each in sorted(found.items())}
+
+
+MEASURES = ("mean ", "pass@")
+"""How counts begin that are means already."""
 
 
 def _unlike(mine: CellResult, theirs: CellResult) -> list[str]:

@@ -244,6 +244,8 @@ def _defects(cell: Cell) -> str:
         (cell.n_unscored, "unscored"),
         (cell.counts.get("truncated", 0), "truncated"),
         (cell.counts.get("errors", 0), "with errors"),
+        (cell.counts.get("out_of_range", 0), "rated outside the scale"),
+        (cell.counts.get("integrity_flag", 0), "flagged for their equality"),
     ]
     return " + ".join(f"{count:g} {name}" for count, name in named if count > 0)
 

@@ -79,6 +79,11 @@ class RubricJudge:
     """
 
     identity: str = "mini-rubric-v1"
+    repeats: int = 1
+
+    def replies(self, requests: Sequence[JudgeRequest]) -> list[str]:
+        """The judgment of each request."""
+        return [self.reply(request) for request in requests]
 
     def reply(self, request: JudgeRequest) -> str:
         """The failed checks in words and the rating in double brackets."""
