@@ -38,6 +38,8 @@ app = typer.Typer(
     help="Which way of learning from demonstrations works best?",
 )
 app.command("compare")(compare.compare)
+leaderboard = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build, check or export the leaderboard.")
+app.add_typer(leaderboard, name="leaderboard")
 
 
 @app.command()
@@ -162,15 +164,208 @@ def ratings(
     def action() -> int:
         from gsil_bench.evaluation.stored import read_item_scores, read_results
         from gsil_bench.records import write_atomically
-        from gsil_bench.reporting.mt_bench import category_means, radar_svg, render_report
+        from gsil_bench.reporting.mt_bench import category_means, render_report
+        from gsil_bench.reporting.plots import radar
 
         results = read_results(Path(run), "mt-bench")
         scores = {f"{each.method}, seed {each.seed}": read_item_scores(Path(run), each) for each in results}
         for name, items in scores.items():
             print(f"## {harmless(name)}\n\n{render_report(items)}\n")
         if svg is not None:
-            write_atomically(Path(svg), radar_svg({name: category_means(items) for name, items in scores.items()}))
+            write_atomically(Path(svg), radar({name: category_means(items) for name, items in scores.items()}).svg())
             print(f"wrote {svg}")
+        return 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+def _tune(
+    trials: Annotated[str | None, typer.Option(help="Trials of each method, the same number for all. [5]")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="YAML: METHOD or all: {SETTING: [VALUE, …] or {factors: […]}}. [learning rates]")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="dev only: settings chosen on test are not measured by it.")] = None,
+    **options: Any,
+) -> None:
+    """Choose every method's settings with the same number of trials, on the dev split; writes a recipe for `compare`."""
+
+    def action() -> int:
+        from gsil_bench.config import whole_number
+        from gsil_bench.reporting.tuned import tuning_text
+        from gsil_bench.tune import TRIALS_FOLDER, conclude, prepare
+
+        if split not in (None, "dev"):
+            raise UserError(f"--split {split}: tune chooses settings on dev and never sees test; leave --split out")
+        config = compare.config_of(options)
+        searched, plan = prepare(config, space, None if trials is None else whole_number(trials, "--trials"))
+        if options["dry_run"]:
+            compare.show_plan(plan, options["as_json"])
+            return 0
+        finished = compare.carry_out(plan, Path(config.out) / TRIALS_FOLDER)
+        if finished is None:
+            return compare.INTERRUPTED
+        found = conclude(config, searched, plan.inputs, finished.results, finished.failures)
+        print(json.dumps(found, indent=1, ensure_ascii=False) if options["as_json"] else tuning_text(found))
+        print(f"files: tuning.json, tuning.md and tuned.yaml in {config.out}", file=sys.stderr)
+        return 0 if all(each["chosen"] for each in found["methods"].values()) else 1
+
+    raise typer.Exit(compare.guarded(action))
+
+
+app.command("tune")(compare.with_options(_tune, without=("control", "every_round")))
+
+
+@app.command()
+def submit(
+    run: Annotated[str, typer.Argument(help="The --out folder of a finished comparison.")],
+    to: Annotated[str, typer.Option(help="The leaderboard's results.")] = "leaderboards/results",
+    methods: Annotated[str | None, typer.Option(help="Only these, separated by commas. [all of the run]")] = None,
+    tuning: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Of `tune`, or METHOD: {search_space, trials, split}. [RUN/tuning.json]")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD=URL", help="Where the code of a method from outside is; repeatable.")
+    ] = None,
+    link: Annotated[str | None, typer.Option(metavar="URL", help="What explains this run. [none]")] = None,
+    allow_limit: Annotated[bool, typer.Option("--allow-limit", help="Submit a run with --limit, marked as such.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite other results of the same cells.")] = False,
+) -> None:
+    """Prepare a finished comparison for the leaderboard, and say what to commit."""
+
+    def action() -> int:
+        from gsil_bench.config import parse_pairs
+        from gsil_bench.leaderboard import submit as submission
+        from gsil_bench.leaderboard.entries import Said
+
+        sources = parse_pairs("--source", source, "ipo=https://github.com/my-lab/ipo") if source else {}
+        of_run = Path(run) / "tuning.json"
+        tuned = Path(tuning) if tuning else of_run if of_run.is_file() else None
+        said = Said(submission.read_tuning(tuned) if tuned else {}, sources, link)
+        chosen = methods.split(",") if methods else None
+        done = submission.submit(Path(run), Path(to), chosen, said, allow_limit, replace)
+        print(submission.report(done, Path(to)))
+        return 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+BOARD = Annotated[str, typer.Argument(help="The leaderboard's folder.")]
+
+
+@leaderboard.command("build")
+def build_leaderboard(folder: BOARD = "leaderboards") -> None:
+    """Write README.md, index.html and schema.json from the results. Exit code 1 if a result is refused."""
+    raise typer.Exit(compare.guarded(lambda: _with_entries(Path(folder), build=True)))
+
+
+@leaderboard.command("check")
+def check_leaderboard(folder: BOARD = "leaderboards") -> None:
+    """Validate every result, recompute its score, and compare the pages with the results. Exit code 1 if anything is refused."""
+    raise typer.Exit(compare.guarded(lambda: _with_entries(Path(folder), build=False)))
+
+
+@leaderboard.command("export")
+def export_leaderboard(
+    out: Annotated[str, typer.Argument(help="Folder for the files.")],
+    folder: Annotated[str, typer.Option(help="The leaderboard's folder.")] = "leaderboards",
+    format_: Annotated[
+        str, typer.Option("--format", help="every-eval-ever: the EvalEval Coalition's schema.")
+    ] = "every-eval-ever",
+) -> None:
+    """Write the leaderboard in another project's schema."""
+
+    def action() -> int:
+        from gsil_bench.leaderboard.entries import read_entries
+        from gsil_bench.leaderboard.export import FORMAT, SCHEMA_VERSION, export
+
+        if format_ != FORMAT:
+            raise unknown_name("format", format_, [FORMAT])
+        entries, found = read_entries(Path(folder))
+        if found:
+            raise UserError(f"{folder}: {found[0]}; gsil-bench leaderboard check {folder} lists all")
+        paths = export(entries, Path(out))
+        print(f"wrote {len(paths)} files of {FORMAT}'s schema {SCHEMA_VERSION} below {out}")
+        return 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+def _with_entries(folder: Path, build: bool) -> int:
+    """Check a leaderboard's results, then build its pages or compare them with what is there."""
+    from gsil_bench.leaderboard import board, check
+    from gsil_bench.leaderboard.build import build as write
+    from gsil_bench.leaderboard.entries import read_entries
+
+    entries, found = read_entries(folder)
+    found += check.check_entries(entries)
+    if not found and not build:
+        found = list(check.stale(folder, entries))
+    for line in found:
+        print(f"refused: {harmless(line)}", file=sys.stderr)
+    if found:
+        return 1
+    if build:
+        print(f"wrote {', '.join(str(path) for path in write(folder, board.boards_of(entries)))}")
+    else:
+        print(f"{len(entries)} results, all as their items say; the pages are what the results give")
+    return 0
+
+
+def _ablate(
+    method: Annotated[str, typer.Argument(help="The full method, or module:ATTRIBUTE.")],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SETTING=V1,V2,…", help="What to vary: a setting, loss or limit_demonstrations; repeatable."),
+    ] = None,
+    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Change one setting in each row. [this]")] = False,
+    full_grid: Annotated[bool, typer.Option("--full-grid", help="All values with all others.")] = False,
+    **options: Any,
+) -> None:
+    """What each setting of a method is worth: its variants against the unchanged method, on the same items."""
+
+    def action() -> int:
+        from gsil_bench import ablate
+        from gsil_bench.reporting.ablated import render_json, render_text
+
+        if one_at_a_time and full_grid:
+            raise UserError("--one-at-a-time and --full-grid: choose one of them")
+        config = compare.config_of({**options, "methods": method})
+        axes, points, plans = ablate.prepare(config, grid or [], full_grid)
+        if options["dry_run"]:
+            for plan in plans:
+                compare.show_plan(plan, options["as_json"])
+            return 0
+        done = []
+        for plan in plans:
+            finished = compare.carry_out(plan, Path(config.out))
+            if finished is None:
+                return compare.INTERRUPTED
+            done.append(finished)
+        results, failures = ([each for part in done for each in getattr(part, side)] for side in ("results", "failures"))
+        found = ablate.conclude(plans[-1].inputs.control, axes, points, results, failures)
+        files = ablate.write(found, Path(config.out))
+        print(render_json(found) if options["as_json"] else render_text(found), end="")
+        print(f"files: {', '.join(map(str, files))}", file=sys.stderr)
+        return 1 if failures else 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+app.command("ablate")(compare.with_options(_ablate, without=("methods", "control")))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="The --out folder of a comparison.")],
+    out: Annotated[str | None, typer.Option(help="Also write tables and plots, in all formats, to this folder.")] = None,
+) -> None:
+    """Write the page of a run: verdicts, differences, training curves, every answer. One file that opens from disk."""
+
+    def action() -> int:
+        from gsil_bench.reporting.page import write_page, write_report
+
+        written = [write_page(Path(run))] if out is None else write_report(Path(run), Path(out))
+        print("\n".join(f"wrote {path}" for path in written))
         return 0
 
     raise typer.Exit(compare.guarded(action))

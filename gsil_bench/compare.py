@@ -8,6 +8,8 @@ results, 1 some failed, 2 bad input (one line says what), 130 interrupted (the s
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import io
 import json
 import sys
@@ -25,9 +27,13 @@ from gsil_bench.config import Config, parse_pairs, parse_settings, resolve
 from gsil_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from gsil_bench.plan import Plan
+    from gsil_bench.records import CellFailure, CellResult
     from gsil_bench.reporting.comparison import Comparison
 
 RECIPES = Path(baselines.__file__).parent / "recipes"
+INTERRUPTED = 130
+"""Exit code after a signal."""
 
 
 @dataclass(frozen=True)
@@ -38,39 +44,76 @@ class Options:
     as_json: bool = False
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What became of a plan, in its order."""
+
+    plan: Plan
+    results: list[CellResult]
+    failures: list[CellFailure]
+
+
 def run(config: Config, options: Options = Options()) -> int:
     """Compare, print the table, and return the exit code."""
-    from gsil_bench.execution.local import LocalRun
     from gsil_bench.inputs import read_inputs
-    from gsil_bench.interrupt import Interrupts
     from gsil_bench.plan import Planner
-    from gsil_bench.records import CellFailure
+
+    plan = Planner(read_inputs(config)).plan()
+    if options.dry_run:
+        show_plan(plan, options.as_json)
+        return 0
+    finished = carry_out(plan, Path(config.out))
+    if finished is None:
+        return INTERRUPTED
+    show(finished, Path(config.out), options.as_json)
+    return 1 if finished.failures else 0
+
+
+def show_plan(plan: Plan, as_json: bool) -> None:
+    """Print what would be done, and write nothing."""
     from gsil_bench.reporting.plan_view import plan_record, plan_text
+    from gsil_bench.store import Store
+
+    store = Store(Path(plan.inputs.config.out) / "store")
+    print(json.dumps(plan_record(plan, store), indent=1) if as_json else plan_text(plan, store, every_stage=True))
+
+
+def carry_out(plan: Plan, folder: Path) -> Finished | None:
+    """Run the stages of a plan that are not in the store below --out yet, and write a result for each cell.
+
+    Args:
+        folder: of the results, the resolved configuration and the tracebacks of failures.
+
+    Returns:
+        None if a signal stopped it.
+    """
+    from gsil_bench.execution.local import LocalRun
+    from gsil_bench.interrupt import Interrupts
+    from gsil_bench.records import CellFailure
+    from gsil_bench.reporting.plan_view import plan_text
     from gsil_bench.reporting.progress import Reporter
     from gsil_bench.results import remove_result, write_result
     from gsil_bench.stages import Resources
     from gsil_bench.store import Store
     from gsil_bench.tasks.task import ScoringResources
 
-    out, reporter = Path(config.out), Reporter()
-    inputs = read_inputs(config)
-    plan, store = Planner(inputs).plan(), Store(out / "store")
-    if options.dry_run:
-        print(json.dumps(plan_record(plan, store), indent=1) if options.as_json else plan_text(plan, store, every_stage=True))
-        return 0
+    inputs, config, reporter = plan.inputs, plan.inputs.config, Reporter()
+    store = Store(Path(config.out) / "store")
     reporter.line(plan_text(plan, store))
-    write_config(config, out)
+    write_config(config, folder)
     consent = config.allow_code_execution
     scoring = ScoringResources(allow_code_execution=consent, judge=inputs.judge, learned=inputs.learned)
     resources = Resources(inputs, scoring=scoring)
-    results = []
+    results: list[CellResult] = []
     with Interrupts() as interrupts:
-        execution = LocalRun(store, resources, reporter, interrupts, out / "failures")
+        execution = LocalRun(store, resources, reporter, interrupts, folder / "failures")
         try:
-            outcome = execution.execute(plan, lambda cell, outcome: results.append(write_result(out, cell, inputs, outcome.made)))
+            outcome = execution.execute(
+                plan, lambda cell, outcome: results.append(write_result(folder, cell, inputs, outcome.made))
+            )
         except KeyboardInterrupt:
             reporter.line("interrupted; everything done so far is kept, the same command continues from here")
-            return 130
+            return None
         finally:
             resources.release()
     failures = []
@@ -78,28 +121,30 @@ def run(config: Config, options: Options = Options()) -> int:
         reason = outcome.reason(cell)
         if reason is not None:
             failures.append(CellFailure(cell.method.name, cell.seed, cell.task, reason))
-            remove_result(out, cell)
+            remove_result(folder, cell)
     order = {(cell.method.name, cell.seed, cell.task): number for number, cell in enumerate(plan.cells)}
     results.sort(key=lambda result: order[result.method, result.seed, result.task])
-    show(plan, results, failures, out, options.as_json)
-    return 1 if failures else 0
+    return Finished(plan, results, failures)
 
 
-def show(plan: Any, results: list[Any], failures: list[Any], out: Path, as_json: bool) -> None:
+def show(finished: Finished, out: Path, as_json: bool) -> None:
     """The comparison of a plan's results."""
     from gsil_bench.reporting.comparison import Comparison
+    from gsil_bench.reporting.page import write_page
     from gsil_bench.results import budget_notes, warning_notes
 
+    plan, results = finished.plan, finished.results
     inputs = plan.inputs
     comparison = Comparison.of(
         results,
-        failures,
-        methods=[method.name for method in inputs.methods],
+        finished.failures,
+        methods=list(dict.fromkeys(cell.method.name for cell in plan.cells)),
         tasks=list(dict.fromkeys(cell.task for cell in plan.cells)),
         control=inputs.control,
         notes=[*inputs.notes, *budget_notes(plan, results), *warning_notes(results)],
     )
     show_comparison(comparison, out, as_json)
+    print(f"page: {write_page(out)}", file=sys.stderr)
 
 
 def show_comparison(comparison: Comparison, out: Path, as_json: bool) -> None:
@@ -112,6 +157,7 @@ def show_comparison(comparison: Comparison, out: Path, as_json: bool) -> None:
     files = {
         out / "table.md": tables.render_markdown(comparison),
         out / "table.csv": tables.render_csv(comparison),
+        out / "table.tex": tables.render_latex(comparison),
         out / "table.txt": render_terminal(comparison, width=100),
         out / "table.json": json.dumps(tables.render_json(comparison), indent=1, ensure_ascii=False) + "\n",
     }
@@ -179,6 +225,7 @@ def compare(
         str | None, typer.Option(help="Method that differences are taken from. [sft-continued, or the first that trains]")
     ] = None,
     no_start: Annotated[bool, typer.Option("--no-start", help="Leave out the row of the untrained model.")] = False,
+    every_round: Annotated[bool, typer.Option("--every-round", help="Also show every method after each of its rounds.")] = False,
     chat_template: Annotated[str | None, typer.Option(help="Jinja file or plain, for a tokenizer without one.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder searched for data files first; also GSIL_BENCH_DATA.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of results and artefacts. [runs]")] = None,
@@ -215,46 +262,57 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
     """Train every method on the same demonstrations, evaluate every checkpoint, print a table with verdicts."""
-    typed: Mapping[str, Any] = {
-        "methods": methods,
-        "model": model,
-        "demonstrations": demonstrations,
-        "tasks": tasks,
-        "split": split,
-        "seeds": seeds,
-        "generation_seed": generation_seed,
-        "control": control,
-        "chat_template": chat_template,
-        "start": False if no_start else None,
-        "data_dir": data_dir,
-        "out": out,
-        "limit": limit,
-        "limit_demonstrations": limit_demonstrations,
-        "drop_long": drop_long or None,
-        "allow_code_execution": allow_code_execution or None,
-        "device": device,
-        "precision": precision,
-        "processes": processes,
-        "sharded": sharded or None,
-        "engine": engine,
-        "judge": judge,
-        "learned_metric": learned_metric,
-        "trackers": trackers,
-    }
+    given = locals()
+    raise typer.Exit(guarded(lambda: run(config_of(given), Options(dry_run, as_json))))
 
-    def action() -> int:
-        from gsil_bench.inputs import check_targets
 
-        flags = {key: value for key, value in typed.items() if value is not None}
-        flags |= {"set": parse_settings(set_)} if set_ else {}
-        flags |= {"fields": parse_pairs("--field", field, "prompt=question")} if field else {}
-        flags |= {"engine_set": parse_pairs("--engine-set", engine_set, "batch_invariant=true")} if engine_set else {}
-        flags |= {"judge_set": parse_pairs("--judge-set", judge_set, "model=NAME")} if judge_set else {}
-        config = resolve(flags, recipe, RECIPES)
-        check_targets(flags.get("set", {}), config.methods)
-        return run(config, Options(dry_run, as_json))
+SWITCHED_OFF = {"no_start": "start"}
+"""Flags that take something away, and the field that they make false."""
 
-    raise typer.Exit(guarded(action))
+
+def config_of(given: Mapping[str, Any]) -> Config:
+    """The configuration that options of `compare` ask for.
+
+    Args:
+        given: parameter of `compare` → value, as typer gives it; parameters that are no field of Config are left out.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    from gsil_bench.inputs import check_targets
+
+    pairs = {"field": "prompt=question", "engine_set": "batch_invariant=true", "judge_set": "model=NAME"}
+    fields = [item.name for item in dataclasses.fields(Config)]
+    flags = {key: value for key, value in given.items() if key in fields and key not in pairs and value not in (None, False)}
+    flags |= {name: False for flag, name in SWITCHED_OFF.items() if given.get(flag)}
+    flags |= {"set": parse_settings(given["set_"])} if given.get("set_") else {}
+    for key, example in pairs.items():
+        if given.get(key):
+            flags["fields" if key == "field" else key] = parse_pairs(f"--{key.replace('_', '-')}", given[key], example)
+    config = resolve(flags, given.get("recipe"), RECIPES)
+    check_targets(flags.get("set", {}), config.methods, config.variants)
+    return config
+
+
+def with_options(own: Callable[..., None], without: Sequence[str] = ()) -> Callable[..., None]:
+    """A verb with its own options and those of `compare`, which its last parameter `**options` receives.
+
+    Args:
+        own: the verb's function.
+        without: parameters of `compare` that make no sense here.
+    """
+    mine = list(inspect.signature(own, eval_str=True).parameters.values())[:-1]
+    taken = {*(parameter.name for parameter in mine), *without}
+    theirs = [each for each in inspect.signature(compare, eval_str=True).parameters.values() if each.name not in taken]
+
+    def verb(**given: Any) -> None:
+        own(**given)
+
+    verb.__name__, verb.__doc__, verb.__annotations__ = own.__name__, own.__doc__, {}
+    # typer reads the options from the signature
+    parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in (*mine, *theirs)]
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return verb
 
 
 def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:

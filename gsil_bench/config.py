@@ -38,6 +38,13 @@ class Config:
     """METHOD → SETTING → VALUE."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Training settings of all methods."""
+    variants: Settings = field(default_factory=dict)
+    """NAME → {"method": METHOD, SETTING: VALUE, …}: a method with other settings, which `methods` can name beside the unchanged
+    one (variants.py). In recipes only."""
+    every_round: bool = False
+    """Also show each method after each of its rounds, as the row METHOD--round-K."""
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    """How the settings were chosen (tune.py), for the provenance of results. In recipes only."""
     start: bool = True
     """Show the model as given, untrained, as the first row."""
     control: str | None = None
@@ -98,8 +105,9 @@ NULLABLE = (
     "limit_demonstrations",
     "generation_seed",
 )
-SWITCHES = ("start", "sharded", "drop_long", "allow_code_execution")
-MAPPINGS = ("fields", "set", "training", "engine_set", "judge_set")
+SWITCHES = ("start", "every_round", "sharded", "drop_long", "allow_code_execution")
+NESTED = {"set": "METHOD: {SETTING: VALUE}", "variants": "NAME: {method: METHOD, SETTING: VALUE}"}
+MAPPINGS = ("fields", "training", "tuning", "engine_set", "judge_set", *NESTED)
 
 
 def resolve(flags: Mapping[str, Any], recipe: str | None, recipes: Path) -> Config:
@@ -182,22 +190,24 @@ def _typed(key: str, value: Any, where: str) -> Any:
     if value is None and key not in NULLABLE:
         raise UserError(f"{where}: has no value")
     if key in (*NUMBERS, "generation_seed") and value is not None:
-        least = 1 if key in NUMBERS else 0
-        if isinstance(value, bool) or not str(value).isdecimal() or int(value) < least:
-            raise UserError(f"{where}: expected a whole number of at least {least}, found {value!r}")
-        return int(value)
+        return whole_number(value, where, 1 if key in NUMBERS else 0)
     if key in SWITCHES and not isinstance(value, bool):
         raise UserError(f"{where}: expected true or false, found {value!r}")
     if key in MAPPINGS:
-        fine = isinstance(value, Mapping) and (key != "set" or all(isinstance(item, Mapping) for item in value.values()))
+        fine = isinstance(value, Mapping) and (key not in NESTED or all(isinstance(item, Mapping) for item in value.values()))
         if not fine:
-            raise UserError(
-                f"{where}: expected {'METHOD: {SETTING: VALUE}' if key == 'set' else 'keys and values'}, found {value!r}"
-            )
+            raise UserError(f"{where}: expected {NESTED.get(key, 'keys and values')}, found {value!r}")
         return {str(name): item for name, item in value.items()}
     if value == "":
         raise UserError(f"{where}: is empty")
     return value if key in SWITCHES or value is None else str(value)
+
+
+def whole_number(value: Any, where: str, least: int = 1) -> int:
+    """A number as it was typed. Raises UserError, naming where, for anything else or for one below `least`."""
+    if isinstance(value, bool) or not str(value).isdecimal() or int(value) < least:
+        raise UserError(f"{where}: expected a whole number of at least {least}, found {value!r}")
+    return int(value)
 
 
 def _list(value: Any, kind: type, where: str) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ from gsil_bench.tasks import expand, is_task, load_task
 from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources, Split, Task, require_consent
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.tracking import check_trackers
+from gsil_bench.variants import base_names, check_round_names, check_variants, load_with_variants, settings_of
 
 STARTING_MODEL = "start"
 """The method that does not train, which every comparison shows unless it is told not to."""
@@ -224,29 +225,33 @@ def check_writable(folder: Path) -> None:
 
 def resolve_methods(config: Config) -> tuple[Method, ...]:
     """The methods by their names, with the settings of recipe and flags."""
-    loaded = [(typed, load_method(typed)) for typed in config.methods]
+    check_variants(config.variants)
+    loaded = [(typed, load_with_variants(typed, config.variants)) for typed in config.methods]
     if config.start and all(method.trains for _, method in loaded):
         loaded.insert(0, (STARTING_MODEL, load_method(STARTING_MODEL)))
     methods = []
     for typed, method in loaded:
         if not NAME.fullmatch(method.name):
             raise UserError(f"method {typed!r} is named {method.name!r}: letters, digits, '.', '_' and '-' only (64 at most)")
-        changes = {**config.set.get(method.name, {}), **config.set.get(typed, {})}
         fitting = config.training if method.loss is not None else {}
-        methods.append(with_settings(method, {**fitting, **changes}))
+        methods.append(with_settings(method, {**fitting, **settings_of(typed, method, config.set, config.variants)}))
     names = [method.name for method in methods]
+    known = [*names, *baseline_methods(), *config.variants, *base_names(config.variants)]
     for target in config.set:
-        if target not in {*config.methods, *names, *baseline_methods()}:
-            raise unknown_name("method in set", target, [*names, *baseline_methods()])
+        if target not in {*config.methods, *known}:
+            raise unknown_name("method in set", target, known)
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"two methods are named {repeated.pop()!r}")
+    if config.every_round:
+        check_round_names(methods)
     return tuple(methods)
 
 
-def check_targets(settings: Settings, typed: Sequence[str]) -> None:
+def check_targets(settings: Settings, typed: Sequence[str], variants: Settings) -> None:
     """Raise UserError if a setting of the command line belongs to a method that is not compared: it would change nothing."""
-    known = {name for word in typed for name in (word, load_method(word).name)}
+    compared = {name: variants[name] for name in typed if name in variants}
+    known = {name for word in typed for name in (word, load_with_variants(word, variants).name)} | base_names(compared)
     for target in settings:
         if target not in known:
             raise unknown_name("method in --set (not among --methods)", target, known)

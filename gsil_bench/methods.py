@@ -112,6 +112,10 @@ class Method:
     """Citation with the equation."""
     formula: str = ""
     """The loss in one line of text."""
+    variant_of: str = ""
+    """Name of the method that this is with other settings; "" for a method of its own."""
+    after_round: int | None = None
+    """Rounds that are done, of a row that shows a run before its end."""
 
     @property
     def trains(self) -> bool:
@@ -130,8 +134,11 @@ class Method:
         return {key: record[key] for key in kept} | {"source_sha256": self.source_sha256}
 
     def describe(self) -> dict[str, Any]:
-        """The whole record as JSON."""
+        """The whole record as JSON; "method" names the method itself, also where `name` is that of a variant."""
         record = dataclasses.asdict(self) | {"loss": getattr(self.loss, "__qualname__", None), "needs": sorted(self.needs)}
+        record["method"] = record.pop("variant_of") or self.name
+        if self.after_round is None:
+            del record["after_round"]
         return {**record, "settings": dict(self.settings), "training": dict(self.training)}
 
 
@@ -145,8 +152,7 @@ def load_method(name: str, registry: Mapping[str, str] | None = None) -> Method:
     Raises:
         UserError: unknown name (the nearest is offered), or an attribute that cannot be loaded or is no Method.
     """
-    known = dict(baseline_methods() if registry is None else registry)
-    known |= {entry.name: entry.value for entry in entry_points(group="gsil_bench.methods") if entry.name not in known}
+    known = known_methods(registry)
     target = known.get(name, name)
     if ":" not in target:
         raise unknown_name("method", name, known)
@@ -159,6 +165,12 @@ def load_method(name: str, registry: Mapping[str, str] | None = None) -> Method:
         raise UserError(f"method {name!r}: {target} is a {type(method).__name__}, not a gsil_bench.methods.Method")
     _check(method)
     return method
+
+
+def known_methods(registry: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Name → "module:ATTRIBUTE" of the registry's methods (the baselines by default) and of installed plug-ins."""
+    known = dict(baseline_methods() if registry is None else registry)
+    return known | {entry.name: entry.value for entry in entry_points(group="gsil_bench.methods") if entry.name not in known}
 
 
 def baseline_methods() -> Mapping[str, str]:

@@ -24,6 +24,7 @@ from gsil_bench.store import Artefact, Produced
 from gsil_bench.tasks.task import AnswerProtocol, Item, Task
 from gsil_bench.training.batches import steps_of_round
 from gsil_bench.training.config import TrainConfig
+from gsil_bench.variants import after_round
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +249,14 @@ class Planner:
         return needs
 
     def _cells(self, method: Method, seed: int) -> Iterator[Cell]:
+        """The method's row, after those of its earlier rounds if they are asked for."""
         trained = self.training(method, seed)
+        earlier = range(1, len(trained)) if self.data.config.every_round else ()
+        for done in earlier:
+            yield from self._row(after_round(method, done), seed, trained[:done])
+        yield from self._row(method, seed, trained)
+
+    def _row(self, method: Method, seed: int, trained: tuple[Stage, ...]) -> Iterator[Cell]:
         policy = trained[-1] if trained else self.start
         for task in self.data.tasks:
             yield self._task_cell(method, seed, task, policy, trained)
@@ -333,7 +341,8 @@ class Planner:
         if method.trains:
             config = TrainConfig.of(method.training, where=method.name)
             count, batch, rounds = len(data.demonstrations.train), self._batch_size(config), method.protocol.rounds
-            steps = sum(steps_of_round(count, config.epochs, batch, rounds, index) for index in range(rounds))
+            done = range(method.after_round or rounds)
+            steps = sum(steps_of_round(count, config.epochs, batch, rounds, index) for index in done)
             budget = f"{steps} steps of {batch} demonstrations"
         return {
             "model": data.model.weights_sha256,

@@ -15,6 +15,7 @@ from gsil_bench.plan import Cell, Plan
 from gsil_bench.provenance import provenance
 from gsil_bench.records import CellResult, ItemScore, digest, read_jsonl, result_from_json, write_atomically
 from gsil_bench.store import Artefact
+from gsil_bench.variants import tuning_of
 
 DISPLACEMENTS = ("real_displacement", "generated_displacement")
 TOKENS_TOLERANCE = 0.05
@@ -32,6 +33,8 @@ def write_result(out: Path, cell: Cell, inputs: Inputs, made: Mapping[str, Artef
     """
     path = result_path(out, cell)
     parts = [cell.method.describe(), cell.method.decides(), cell.seed, dict(cell.comparable)]
+    tuning = tuning_of(inputs.config.tuning, cell.method)
+    parts += [tuning] if tuning else []
     fingerprint = digest([*parts, made[cell.policy.key].content, made[cell.scores.key].content])
     existing = read_result(path)
     if existing is not None and existing.fingerprint == fingerprint:
@@ -102,7 +105,7 @@ def warning_notes(results: Sequence[CellResult]) -> list[str]:
 
 def budget_notes(plan: Plan, results: Sequence[CellResult]) -> list[str]:
     """Where the control that is matched to the pairwise methods' tokens was trained on another number of them after all."""
-    methods, control = {method.name: method for method in plan.inputs.methods}, plan.inputs.control
+    methods, control = {cell.method.name: cell.method for cell in plan.cells}, plan.inputs.control
     if methods[control].batches != "matched-demonstrations":
         return []
     tokens = {(result.method, result.seed): result.cost["scored_tokens"] for result in results}
@@ -134,4 +137,5 @@ def _provenance(cell: Cell, inputs: Inputs, scores: Artefact, rounds: list[Artef
         "inputs": describe(inputs),
         "rounds": trained,
         "scores": scores.fingerprint,
+        "tuning": tuning_of(inputs.config.tuning, cell.method),
     }

@@ -253,7 +253,8 @@ def _to_json(job: Round) -> dict[str, Any]:
         [tree.id, tree.prompt_ids, *([branch.completion_ids, branch.reference_logp] for branch in tree.branches)]
         for tree in job.trees
     ]
-    return {**record, "folder": str(job.folder.absolute()), "method": {**job.method.describe(), "loss": loss}, "trees": trees}
+    method = dataclasses.asdict(job.method) | {"loss": loss, "needs": sorted(job.method.needs)}
+    return {**record, "folder": str(job.folder.absolute()), "method": method, "trees": trees}
 
 
 def _from_json(data: Mapping[str, Any]) -> Round:
