@@ -88,7 +88,7 @@ def test_ratings_of_a_folder_without_any(tmp_path: Path) -> None:
 
 
 def test_the_radar_is_well_formed() -> None:
-    from gsil_bench.reporting.mt_bench import radar_svg
+    from gsil_bench.reporting.plots import radar
 
-    root = ElementTree.fromstring(radar_svg({"<b>&": {"writing": 6.0, "math": None, "code": 3.0}}))
+    root = ElementTree.fromstring(radar({"<b>&": {"writing": 6.0, "math": None, "code": 3.0}}).svg())
     assert root.tag.endswith("svg")

@@ -9,19 +9,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+from scipy import optimize, stats  # type: ignore[import-untyped, unused-ignore]
 
+from gsil_bench.evaluation.letters import compact_letters
 from gsil_bench.evaluation.statistics import (
     Array,
     PairedDifference,
+    benjamini_hochberg,
     bound_without_spread,
     changed_by_holm,
+    clopper_pearson,
+    clustered_interval,
     default_margin,
+    equivalence_p,
     holm,
+    minimum_detectable_difference,
     paired_difference,
     score_interval,
     t_interval,
     verdict,
+    welch,
     wilson,
 )
 
@@ -98,14 +105,23 @@ def test_a_hundred_zeros_give_the_rule_of_three() -> None:
 
 
 def test_two_seeds_add_their_own_variance() -> None:
-    """Items' means 1.5 and 4.5: 4.5/2 = 2.25. Seeds' means 2 and 4: 2/2 = 1.
+    """Items' means 1.5 and 4.5: 4.5/2 = 2.25. Seeds' means 2 and 4: 2/2 = 1. Residuals ±1/2: 4 · 1/4 / 1 / 4 = 0.25.
 
-    SE = √3.25 = 1.802776, df = 3.25² / (2.25² + 1²) = 1.742268.
+    SE = √(2.25 + 1 − 0.25) = √3; both terms have one degree of freedom.
     """
     interval = score_interval(array([1, 3], [2, 6]), binary=False)
-    half = t_quantile(0.975, 1.742268) * 1.802776
+    half = t_quantile(0.975, 1) * math.sqrt(3)
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-5)
     assert interval.method == "t over items and seeds"
+
+
+def test_a_variance_is_never_below_what_either_of_its_terms_contains() -> None:
+    """Item means 1, 2, 1/2: 7/12 / 3 = 7/36. Seed means 1 and 4/3: 1/18 / 2 = 1/36. Residuals ±5/6, ±1/6, ±4/6: 84/36 / 2 / 6
+    = 7/36. The sum 7/36 + 1/36 − 7/36 is below 7/36, which stands. Quantile: (7 · 4.302653 + 1 · 12.706205) / 8 = 5.353097.
+    """
+    interval = score_interval(array([0, 2, 1], [2, 2, 0]), binary=False)
+    half = 5.353097 * math.sqrt(7) / 6
+    assert (interval.low, interval.high) == pytest.approx((7 / 6 - half, 7 / 6 + half), rel=1e-6)
 
 
 def test_an_item_that_one_seed_did_not_score_is_left_out_for_all() -> None:
@@ -182,13 +198,17 @@ B = array([0, 1], [1, 2], [2, 3])
 
 
 def test_seeds_and_items_both_count() -> None:
-    """Item differences 0.5 and 2.5: 2/2 = 1. Seed means of a 2 and 4: 2/2 = 1; of b 0.5, 1.5, 2.5: 1/3.
+    """Item differences 0.5 and 2.5: 2/2 = 1. Seed means of a 2 and 4: 2/2 = 1; of b 0.5, 1.5, 2.5: 1/3. Residuals of a ±1/2:
+    1 / 4 = 0.25; of b none.
 
-    SE² = 7/3, df = (7/3)² / (1²/1 + 1²/1 + (1/3)²/2) = 5.444444 / 2.055556 = 2.648649.
+    SE² = 7/3 − 1/4 = 25/12. Seeds: (4/3)² / (1²/1 + (1/3)²/2) = 1.777778 / 1.055556 = 1.684211 degrees of freedom. Quantile:
+    (1 · t(1) + 4/3 · t(1.684211)) / (7/3), and the degrees of freedom are those that have it.
     """
-    found = paired_difference(A, B, scale=10)
-    se, df = math.sqrt(7 / 3), 2.648649
-    half = t_quantile(0.975, df) * se
+    found = paired_difference(A, B, scale=100)
+    quantile = (t_quantile(0.975, 1) + 4 / 3 * t_quantile(0.975, 1.684211)) / (7 / 3)
+    se, df = math.sqrt(25 / 12), found.df
+    half = quantile * se
+    assert t_quantile(0.975, df) == pytest.approx(quantile, rel=1e-5)
     assert (found.estimate, found.low, found.high) == pytest.approx((1.5, 1.5 - half, 1.5 + half), rel=1e-5)
     assert found.p_value == pytest.approx(2 * stats.t.sf(1.5 / se, df), rel=1e-5)
     assert found.resolvable == pytest.approx((t_quantile(0.975, df) + t_quantile(0.8, df)) * se, rel=1e-5)
@@ -198,17 +218,17 @@ def test_seeds_and_items_both_count() -> None:
 def test_a_single_trained_run_borrows_the_other_methods_seed_variance() -> None:
     """Item differences 0 and 1: 0.5/2 = 0.25. s²_b = 1 serves both: 1 · (1/3 + 1/1) = 4/3 with 2 degrees of freedom.
 
-    df = (0.25 + 4/3)² / (0.25²/1 + (4/3)²/2) = 2.506944 / 0.951389 = 2.635037.
+    Quantile: (0.25 · 12.706205 + 4/3 · 4.302653) / (0.25 + 4/3) = 8.913422 / 1.583333 = 5.629529.
     """
     found = paired_difference(A[:1], B, scale=100)
-    half = t_quantile(0.975, 2.635037) * math.sqrt(0.25 + 4 / 3)
+    half = 5.629529 * math.sqrt(0.25 + 4 / 3)
     assert found.high - found.estimate == pytest.approx(half, rel=1e-5)
 
 
 def test_the_untrained_model_has_no_seed_variance() -> None:
-    """0.25 + 1/3; df = 0.583333² / (0.0625 + (1/9)/2) = 0.340278 / 0.118056 = 2.882353."""
+    """0.25 + 1/3; quantile (0.25 · 12.706205 + 1/3 · 4.302653) / 0.583333 = 4.610769 / 0.583333 = 7.904175."""
     found = paired_difference(A[:1], B, scale=100, a_trained=False)
-    half = t_quantile(0.975, 2.882353) * math.sqrt(0.25 + 1 / 3)
+    half = 7.904175 * math.sqrt(0.25 + 1 / 3)
     assert found.high - found.estimate == pytest.approx(half, rel=1e-5)
 
 
@@ -359,3 +379,180 @@ def test_equivalence_is_rarely_claimed_at_the_margin() -> None:
         found = paired_difference(rng.normal(0.5, 1, (1, 60)), np.zeros((1, 60)))
         claims += found.equivalence_high < 0.5
     assert claims / 2000 <= 0.065
+
+
+# ---- exact and clustered intervals, families, equivalence, design -------------------------------------------
+
+
+def test_clopper_pearson_at_the_ends_of_the_scale() -> None:
+    """No success in 10: (1 − p)¹⁰ = 0.025 gives p = 1 − 0.025^0.1 = 1 − e^(−0.3688879) = 0.308497; ten: its mirror image."""
+    assert (clopper_pearson(0, 10).low, clopper_pearson(0, 10).high) == pytest.approx((0, 0.308497), abs=1e-6)
+    assert (clopper_pearson(10, 10).low, clopper_pearson(10, 10).high) == pytest.approx((0.691503, 1), abs=1e-6)
+    assert clopper_pearson(0, 0).method == "no scored items"
+
+
+def test_one_success_of_two_exactly() -> None:
+    """P(X ≥ 1) = 1 − (1 − p)² = 0.025 at p = 1 − √0.975 = 0.012579; the upper end mirrors it."""
+    assert (clopper_pearson(1, 2).low, clopper_pearson(1, 2).high) == pytest.approx((0.012579, 0.987421), abs=1e-6)
+
+
+def test_two_turns_of_a_question_are_no_two_questions() -> None:
+    """Clusters (1, 3), (2, 2), (6, 4): mean 3, residual sums −2, −2, 4. SE² = 3/2 · (4 + 4 + 16) / 36 = 1, t(2) = 4.302653."""
+    interval = clustered_interval([1, 3, 2, 2, 6, 4], ["a", "a", "b", "b", "c", "c"])
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((3, -1.302653, 7.302653), abs=1e-6)
+    assert interval.method == "t over 3 clusters"
+    assert clustered_interval([1, 3, NAN, 2, 2, 6, 4], ["a", "a", "a", "b", "b", "c", "c"]) == interval
+
+
+def test_clusters_of_one_are_the_t_interval() -> None:
+    plain, clustered = t_interval([1, 2, 3, 4, 5]), clustered_interval([1, 2, 3, 4, 5], range(5))
+    assert (clustered.low, clustered.high) == pytest.approx((plain.low, plain.high))
+
+
+def test_one_cluster_or_equal_clusters_leave_the_bound() -> None:
+    """One question on 0–1: u = 0.95 of the scale is open. Two equal ones: 1 − √0.05 = 0.776393."""
+    assert clustered_interval([0.0, 0.0], ["a", "a"], bounds=(0, 1)).high == pytest.approx(0.95)
+    assert clustered_interval([0.0, 0.0], ["a", "b"], bounds=(0, 1)).high == pytest.approx(0.776393, abs=1e-6)
+    assert clustered_interval([NAN], ["a"], bounds=(0, 1)).method == "no scored items"
+
+
+def test_benjamini_hochberg_by_hand() -> None:
+    """Sorted 0.01, 0.03, 0.04 times 3/1, 3/2, 3/3 = 0.03, 0.045, 0.04; never above a later one: 0.03, 0.04, 0.04."""
+    assert benjamini_hochberg([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert benjamini_hochberg([0.5, 0.9]) == pytest.approx([0.9, 0.9])
+    with_nan = benjamini_hochberg([NAN, 0.02])
+    assert math.isnan(with_nan[0])
+    assert with_nan[1] == 0.02
+    assert benjamini_hochberg([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_false_discoveries_are_the_weaker_promise(p_values: list[float]) -> None:
+    for p, weak, strong in zip(p_values, benjamini_hochberg(p_values), holm(p_values), strict=True):
+        assert p <= weak + 1e-12
+        assert weak <= strong + 1e-12
+
+
+def test_welch_by_hand() -> None:
+    """Means 2 and 5; s²/n of (1, 2, 3) is 1/3, of (3, 7) 8/2 = 4. SE² = 13/3,
+
+    df = (13/3)² / ((1/3)²/2 + 4²/1) = 18.777778 / 16.055556 = 1.169550.
+    """
+    found = welch([1, 2, 3], [3, 7])
+    assert (found.estimate, found.df) == pytest.approx((-3, 1.169550), abs=1e-6)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(3 / math.sqrt(13 / 3), 1.169550), rel=1e-5)
+
+
+@pytest.mark.parametrize("runs", [([1.0], [1.0, 2.0]), ([1.0, 1.0], [2.0, 2.0])])
+def test_welch_needs_runs_that_differ(runs: tuple[list[float], list[float]]) -> None:
+    with pytest.raises(ValueError, match="Welch's test needs"):
+        welch(*runs)
+
+
+def test_equivalence_of_one_to_five() -> None:
+    """Differences 1 … 5: mean 3, SE √0.5, 4 degrees of freedom. Margin 5: t = (5 − 3)/√0.5 = √8, and with
+    F(t) of `test_paired_t_of_one_to_five`, t² = 8: √(8/3) = 1.632993, 1 − 8/36 = 7/9, F = 1/2 + 3/8 · 1.632993 · 7/9 = 0.976290.
+    """
+    found = paired_difference(array([2, 4, 6, 8, 10]), array([1, 2, 3, 4, 5]))
+    assert equivalence_p(found, 5) == pytest.approx(0.023710, abs=1e-6)
+    assert equivalence_p(found, 0) == 1.0
+    assert equivalence_p(found, 3) == pytest.approx(0.5)
+
+
+def test_equivalence_without_spread_is_what_the_bound_leaves() -> None:
+    """100 equal scores on 0–1, margin 0.02: (1 − 0.02)¹⁰⁰ / 2 = 0.066310; 200: 0.008794. At a difference of the margin: 1."""
+    for n, p in ((100, 0.066310), (200, 0.008794)):
+        found = paired_difference(array([0.5] * n), array([0.5] * n), scale=1)
+        assert equivalence_p(found, 0.02, 1) == pytest.approx(p, abs=1e-6)
+    assert equivalence_p(paired_difference(array([0.5] * 9), array([0.375] * 9), scale=1), 0.125, 1) == 1.0
+    assert math.isnan(equivalence_p(paired_difference(array([NAN]), array([1])), 0.1, 1))
+
+
+@settings(deadline=None)
+@given(graded, graded, st.floats(0.01, 9.9), st.booleans())
+def test_equivalence_and_its_interval_never_disagree(
+    first: list[list[float]], second: list[list[float]], margin: float, binary: bool
+) -> None:
+    scale = 1.0 if binary else 10.0
+    scores = [np.round(array(*rows) / 10) if binary else array(*rows) for rows in (first, second)]
+    found = paired_difference(scores[0], scores[1], binary=binary, scale=scale)
+    margin *= scale / 10
+    gap = margin - max(-found.equivalence_low, found.equivalence_high)
+    if abs(gap) > 1e-9:
+        assert (equivalence_p(found, margin, scale) < 0.05) == (gap > 0)
+
+
+@pytest.mark.parametrize(
+    ("chance", "n", "unpaired", "half", "most"),
+    [(0.35, 164, 14.7, 10.4, 6.6), (0.40, 1319, 5.3, 3.8, 2.4), (0.60, 1172, 5.7, 4.0, 2.5)],
+)
+def test_minimum_detectable_differences_of_known_benchmarks(
+    chance: float, n: int, unpaired: float, half: float, most: float
+) -> None:
+    """√(2 p (1 − p) (1 − ρ) / n) · (t₀.₉₇₅ + t₀.₈), in points: HumanEval 2 · 0.2275 / 164 → 0.0527 · 2.81 = 14.8 for ρ = 0, with
+    the normal's 2.80 14.7; and so on, for ρ = 0.5 and 0.8.
+    """
+    sd = math.sqrt(chance * (1 - chance))
+    found = [100 * minimum_detectable_difference(sd, n, rho) for rho in (0.0, 0.5, 0.8)]
+    assert found == pytest.approx([unpaired, half, most], abs=0.15)
+
+
+def test_minimum_detectable_difference_with_seeds() -> None:
+    """d² = 2 · ((0.8 − 0.5) + 0.2/4) = 0.7, over 100 items 0.007; the rest of it 2 · 0.2/4/100 = 0.001, 594 degrees of freedom;
+    seeds 2 · 0.01/4 = 0.005, their term 0.006, with 2 · 3 · 4/5 = 4.8. SE² = 0.012; quantile
+    (7 t(99) + 6 t(4.8)) / 13, at the noncentrality with 80 % beyond it.
+    """
+    found = minimum_detectable_difference(1.0, 100, 0.5, seeds=4, seed_sd=0.1, seed_correlation=0.8)
+    quantile = (7 * t_quantile(0.975, 99) + 6 * t_quantile(0.975, 4.8)) / 13
+    df = float(optimize.brentq(lambda freedom: t_quantile(0.975, freedom) - quantile, 4, 99))
+    assert stats.nct.sf(t_quantile(0.975, df), df, found / math.sqrt(0.012)) == pytest.approx(0.8, abs=1e-6)
+    assert minimum_detectable_difference(1.0, 100, 0.5, seed_sd=0.1) == minimum_detectable_difference(1.0, 100, 0.5)
+    assert minimum_detectable_difference(1.0, 1, 0.5) == math.inf
+    assert minimum_detectable_difference(1.0, 100, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("design", [(0, 0.5, 1, None), (9, 0.5, 0, None), (9, 1.5, 1, None), (9, 0.5, 2, 0.4)])
+def test_no_design_is_an_error(design: tuple[int, float, int, float | None]) -> None:
+    n, correlation, seeds, within = design
+    with pytest.raises(ValueError, match="no design"):
+        minimum_detectable_difference(1.0, n, correlation, seeds, seed_correlation=within)
+
+
+def test_the_resolvable_difference_is_the_minimum_detectable_one_of_its_design() -> None:
+    """50 item differences of ±1 have the variance 50/49, which is 2 sd² (1 − ρ) for ρ = 0 and sd² = 50/98; t₀.₉₇₅ + t₀.₈ is
+    the noncentrality but for a thousandth.
+    """
+    signs = np.resize([1.0, -1.0], 50)
+    found = paired_difference(signs[None], np.zeros((1, 50)))
+    assert found.resolvable == pytest.approx(minimum_detectable_difference(math.sqrt(50 / 49 / 2), 50, 0.0), rel=1e-3)
+
+
+# ---- compact letters -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "different", "letters"),
+    [
+        (3, set(), ["a", "a", "a"]),
+        (3, {(0, 1), (0, 2), (1, 2)}, ["a", "b", "c"]),
+        (3, {(0, 2)}, ["a", "ab", "b"]),
+        (4, {(0, 2), (0, 3), (1, 3)}, ["a", "ab", "bc", "c"]),
+        (3, {(0, 1)}, ["a", "b", "ab"]),
+        (0, set(), []),
+    ],
+)
+def test_letters(count: int, different: set[tuple[int, int]], letters: list[str]) -> None:
+    assert compact_letters(count, different) == letters
+
+
+@given(
+    st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)))))
+)
+def test_letters_are_shared_exactly_by_what_is_not_different(drawn: tuple[int, set[tuple[int, int]]]) -> None:
+    count, found = drawn
+    different = {pair for pair in found if pair[0] != pair[1]}
+    letters = compact_letters(count, different)
+    for one in range(count):
+        assert letters[one]
+        for other in range(one):
+            assert bool(set(letters[one]) & set(letters[other])) == (not {(one, other), (other, one)} & different)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import random
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gsil_bench.compare import show_comparison
 from gsil_bench.errors import UserError
-from gsil_bench.records import CellFailure, CellResult, ItemScore
+from gsil_bench.records import CellFailure, CellResult, ItemScore, result_from_json
 from gsil_bench.reporting.comparison import Cell, Comparison
-from gsil_bench.reporting.tables import render_csv, render_json, render_markdown
+from gsil_bench.reporting.tables import render_csv, render_json, render_latex, render_markdown
 from gsil_bench.reporting.terminal import render_terminal
 from gsil_bench.reporting.wording import footer, render_summary
 
@@ -240,6 +245,7 @@ def test_three_seeds() -> None:
     assert "75.0 [0.0, 100.0]" in render_markdown(comparison)
     assert "+50.0 [-41.9, 100.0]" in render_markdown(comparison)
     assert notes(comparison)["Seeds"] == "intervals cover items and training seeds (3 seeds: 0, 1, 2)"
+    assert "80 % power (nearer 70 % with a few seeds" in notes(comparison)["Resolvable"]
     assert gsil.cost == {"seconds": 6.0, "steps": 30, "tokens": 1500}
 
 
@@ -416,3 +422,261 @@ def test_the_grid_needs_room() -> None:
     assert sum(line.startswith("method ") for line in narrow) == 4
     assert not any(line.startswith("method ") for line in wide)
     assert any(all(task in line for task in ("mini-gsm8k", "mini-humaneval", "mini-mt-bench")) for line in wide)
+
+
+# ---- what a task's scores are ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "interval", "test"),
+    [
+        ({}, "Wilson", "exact McNemar, Bonett–Price interval"),
+        ({"counts": {"answers": 100}}, "Wilson", "exact McNemar, Bonett–Price interval"),
+        ({"metric": "exact_match,strict-match"}, "Wilson", "exact McNemar, Bonett–Price interval"),
+        ({"counts": {"answers": 400}}, "t over items", "paired t"),  # means of four answers that happened to agree
+        ({"metric": "rouge-l"}, "t over items", "paired t"),
+        ({"metric": "mc2"}, "t over items", "paired t"),
+    ],
+)
+def test_the_task_and_not_the_data_says_that_scores_are_zero_or_one(changes: dict[str, Any], interval: str, test: str) -> None:
+    comparison = Comparison.of([result("sft", SFT, **changes), result("gsil", GSIL, **changes)])
+    gsil = cell(comparison, "gsil")
+    assert gsil.score is not None
+    assert gsil.against.difference is not None
+    assert (gsil.score.method, gsil.against.difference.method) == (interval, test)
+
+
+def test_an_accuracy_that_is_no_zero_or_one_is_graded() -> None:
+    comparison = Comparison.of([result("sft", [0.5, *SFT[1:]]), result("gsil", GSIL)])
+    assert [c.score and c.score.method for c in comparison.columns[0].cells] == ["t over items", "Wilson"]
+    difference = cell(comparison, "gsil").against.difference
+    assert difference is not None
+    assert difference.method == "paired t"
+
+
+# ---- letters, equivalence, the summary over tasks ----------------------------------------------------------
+
+
+def four() -> Comparison:
+    """sft and start solve 40 of 100, spin these and 6 more, gsil these and 14 more: p = 1, 2/2⁶ = 0.031, 2/2¹⁴ and less, each
+    times what is left of six pairs.
+    """
+    solved = {"sft": 40, "start": 40, "spin": 46, "gsil": 60}
+    return Comparison.of([result(method, [1.0] * count + [0.0] * (100 - count)) for method, count in solved.items()])
+
+
+def test_letters_are_of_all_pairs() -> None:
+    """After Holm over six, gsil differs from all (p ≤ 4 · 2/2¹⁴), the others from nobody (3 · 0.031)."""
+    assert [c.letters for c in four().columns[0].cells] == ["b", "b", "b", "a"]
+    assert "**60.0 ± 9.8** a" in render_markdown(four())
+    assert "46.0 ± 9.7   b" in render_terminal(four(), 100)
+    assert "60.0 ± 9.8 * a" in render_terminal(four(), 100)
+    assert "methods that share a letter" in notes(four())["Letters"]
+
+
+def test_letters_of_two_methods_are_in_the_files_only() -> None:
+    comparison = Comparison.of(TWO)
+    assert [c.letters for c in comparison.columns[0].cells] == ["a", "a"]
+    assert "Letters" not in notes(comparison)
+    assert "**42.0 ± 9.8** |" in render_markdown(comparison)
+    assert [row["letters"] for row in render_json(comparison)["cells"]] == ["a", "a"]
+    refused = Comparison.of([*TWO, result("spin", GSIL[:90])])
+    assert cell(refused, "spin").letters == ""
+
+
+def test_the_test_of_equivalence_is_in_the_files() -> None:
+    """Bonett and Price's centre 0.058824, SE 0.033459 (test_statistics.py), margin 0.02: z = (0.02 − 0.058824)/0.033459
+    = −1.160338, whose upper tail is 0.877046. 90 % interval: 0.058824 ± 1.644854 SE = [0.003789, 0.113859].
+    """
+    row = render_json(Comparison.of(TWO))["cells"][1]
+    assert row["p_equivalence"] == pytest.approx(0.877046, abs=1e-5)
+    assert (row["equivalence_low"], row["equivalence_high"]) == pytest.approx((0.003789, 0.113859), abs=1e-5)
+
+
+def over(tasks: Sequence[str], methods: Sequence[str] = ("sft", "spin", "gsil")) -> list[CellResult]:
+    """On each task its own ten items, of which sft solves two, spin four and gsil six."""
+    return [
+        dataclasses.replace(found, items=tuple(dataclasses.replace(item, id=f"{task}-{item.id}") for item in found.items))
+        for task in tasks
+        for count, method in ((2, "sft"), (4, "spin"), (6, "gsil"), (1, "start"))
+        if method in methods
+        for found in [result(method, [1.0] * count + [0.0] * (10 - count), task, record={"trains": method != "start"})]
+    ]
+
+
+def test_three_tasks_and_three_trained_methods_are_summarised() -> None:
+    """IQM of 0.2, 0.2, 0.2 and so on; ranks 3, 2, 1 on each task; gsil is above sft on each: P = 1."""
+    comparison = Comparison.of(over(["x", "y", "z"], ("start", "sft", "spin", "gsil")), control="sft")
+    across = comparison.across
+    assert across is not None
+    estimates = {row.method: (row.iqm.estimate, row.mean_rank.estimate) for row in across.rows}
+    assert estimates == {"sft": (0.2, 3), "spin": (0.4, 2), "gsil": (0.6, 1), "start": (0.1, 4)}
+    markdown = render_markdown(comparison)
+    assert "| over 3 tasks | IQM of normalised scores | mean rank | P(better than sft) |" in markdown
+    assert "| start (no training) | 0.10 [" in markdown
+    assert markdown.index("difference to sft") < markdown.index("over 3 tasks")
+    for width in (60, 100):
+        text = render_terminal(comparison, width)
+        assert "IQM of" in text
+        assert max(len(line) for line in text.splitlines()) <= width
+    assert render_latex(comparison).count(r"\end{tabular}") == 2
+    row = render_json(comparison)["across_tasks"]["rows"][2]
+    assert (row["method"], row["improvement"], row["improvement_high"]) == ("gsil", 1, 1)
+
+
+def test_a_summary_counts_no_task_twice_and_no_loss() -> None:
+    twice = [dataclasses.replace(found, task="x-sampled") for found in over(["x"])]
+    nlls = [losses(method, [1.0, 2.0]) for method in ("sft", "spin", "gsil")]
+    comparison = Comparison.of([*over(["x", "y", "z"]), *twice, *nlls], control="sft")
+    assert comparison.across is not None
+    assert comparison.across.tasks == ("x", "y", "z")
+    assert comparison.across.left_out == ("x-sampled (the items of x again)", "loss (no scale)")
+    assert "without x-sampled (the items of x again); loss (no scale)" in notes(comparison)["Across tasks"]
+
+
+def test_a_method_that_failed_somewhere_is_no_row_of_the_summary() -> None:
+    results = [found for found in over(["x", "y", "z"]) if (found.method, found.task) != ("spin", "y")]
+    comparison = Comparison.of(results, [CellFailure("spin", 0, "y", "boom")], control="sft")
+    assert comparison.across is not None
+    assert [row.method for row in comparison.across.rows] == ["sft", "gsil"]
+    assert comparison.across.left_out == ("spin (no comparable score on y)",)
+    assert "over 3 tasks" not in render_markdown(comparison)
+    assert render_json(comparison)["across_tasks"]["shown"] is False
+
+
+def test_without_a_control_there_is_no_summary() -> None:
+    comparison = Comparison.of([losses("sft", [1.0, 2.0]), losses("gsil", [1.0, 2.0])])
+    assert comparison.across is None
+    assert render_json(comparison)["across_tasks"] is None
+
+
+# ---- LaTeX ---------------------------------------------------------------------------------------------------
+
+
+def test_latex_of_two_methods() -> None:
+    """The figures of `test_markdown_of_two_methods`."""
+    lines = [line for line in render_latex(Comparison.of(TWO)).splitlines() if not line.startswith("%")]
+    assert lines == [
+        r"\begin{tabular}{lllll}",
+        r"\toprule",
+        r"method & score & difference to sft & $p$ & verdict \\",
+        r"\midrule",
+        r"\multicolumn{5}{l}{\emph{quiz (accuracy in \%, n = 100)}} \\",
+        r"sft & \textbf{42.0 $\pm$ 9.8} &  &  & control \\",
+        r"gsil & \textbf{48.0 $\pm$ 9.7} & +6.0 [$-$0.7, 12.4] & 0.11 & not resolved \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+TEX = r"[a]*b\input{/etc/passwd} $x^2$ ~50 % #1 & {c} _d_ --e 漢é'q' `r` <|>" + '"'
+
+
+def nasty() -> Comparison:
+    failures = [CellFailure("*spin", 0, "quiz", r"\end{tabular} % & # é – … ± 🙂")]
+    return Comparison.of([result("sft", SFT), result(TEX, GSIL), *over(["x", "y", "z"])], failures)
+
+
+def test_latex_shows_hostile_names_as_they_are() -> None:
+    latex = render_latex(nasty())
+    table = "\n".join(line for line in latex.splitlines() if not line.startswith("%"))
+    for part in (
+        r"{}[a]*b\textbackslash{}input\{/etc/passwd\} \$x\textasciicircum{}2\$",
+        r"\textasciitilde{}50 \% \#1 \& \{c\} \_d\_ -{}-e",
+    ):
+        assert part in table
+    assert "[U+6F22]é" in table
+    assert "{}*spin & failed: \\textbackslash{}end\\{tabular\\}" in table
+    assert table.count(r"\end{tabular}") == 1
+    rows = [line for line in table.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {len(line.replace(r"\&", "").split(" & ")) for line in rows} == {5}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path: Path) -> None:
+    pages = [
+        render_latex(each)
+        for each in (Comparison.of(TWO), many(), hostile(), nasty(), four(), Comparison.of(over(["x", "y", "z"])))
+    ]
+    body = "\n\\clearpage\n".join(pages)
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + body + "\\end{document}\n", encoding="utf-8"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Missing character" not in (tmp_path / "t.log").read_text(errors="replace")
+
+
+# ---- from the files of a run to its tables -------------------------------------------------------------------
+
+
+def stored() -> list[CellResult]:
+    """Five methods on five tasks, three seeds, unscored items, another protocol."""
+    draw = random.Random(2)
+    found = []
+    for task, metric, best, worst in (("x", "accuracy", 1.0, 0.0), ("y", "rating", 10.0, 1.0), ("z", "pass@1", 1.0, 0.0)):
+        for method in ("start", "sft", "spin", "gsil", "kliep"):
+            for seed in range(1 if method == "start" else 3):
+                high = 0.4 + 0.1 * len(method) / 5
+                scores = [
+                    None if draw.random() < 0.02 else (float(draw.random() < high) if best == 1 else float(draw.randint(1, 10)))
+                    for _ in range(60)
+                ]
+                scale = {"metric": metric, "best": best, "worst": worst}
+                one = result(method, scores, task, seed, record={"trains": method != "start"}, **scale)
+                items = tuple(dataclasses.replace(item, id=f"{task}{item.id}") for item in one.items)
+                protocol = "greedy-v2" if (method, task) == ("kliep", "z") else "greedy-v1"
+                found.append(dataclasses.replace(one, items=items, comparable={**COMPARABLE, "protocol": protocol}))
+    return found
+
+
+FILES = ("table.md", "table.csv", "table.tex", "table.txt", "table.json")
+
+
+def test_tables_are_rebuilt_from_the_result_files_byte_for_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = stored()
+    rows, tasks = ["start", "sft", "spin", "gsil", "kliep"], ["x", "y", "z"]
+    for number, each in enumerate(results):
+        path = tmp_path / "results" / f"{number:02}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(each), sort_keys=True), encoding="utf-8")
+    files = sorted((tmp_path / "results").glob("*.json"), reverse=True)
+    again = [result_from_json(json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    for folder, group in (("first", results), ("again", again)):
+        show_comparison(Comparison.of(group, (), rows, tasks, "sft"), tmp_path / folder, as_json=True)
+    assert capsys.readouterr().out
+    for name in FILES:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_every_score_is_the_mean_of_its_items() -> None:
+    """Computed here from the items alone: those that all seeds scored, then those that both methods' seeds did."""
+    results = stored()
+    comparison = Comparison.of(results, control="sft")
+    tables = {(each.method, each.task, each.seed): {item.id: item.score for item in each.items} for each in results}
+    seen = 0
+    for column in comparison.columns:
+        for one in column.cells:
+            own = [tables[one.method, column.task, seed] for seed in one.seeds]
+            control = [tables["sft", column.task, seed] for seed in range(3)]
+            complete = [key for key in own[0] if all(table[key] is not None for table in own)]
+            assert one.score is not None
+            assert one.score.estimate == pytest.approx(mean(own, complete), rel=1e-12)
+            if (found := one.against.difference) is not None:
+                both = [key for key in complete if all(table[key] is not None for table in control)]
+                assert found.estimate == pytest.approx(mean(own, both) - mean(control, both), abs=1e-12)
+                assert (found.n_items, found.n_dropped) == (len(both), 60 - len(both))
+                seen += 1
+    assert seen == 11  # of five methods on three tasks: not the control, not the refused one
+
+
+def mean(tables: Sequence[Mapping[str, float | None]], keys: Sequence[str]) -> float:
+    values = [score for table in tables for key in keys if (score := table[key]) is not None]
+    return sum(values) / len(values)

@@ -6,16 +6,20 @@ Numbers stay in the task's own units and become percent only in text.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
 from gsil_bench.errors import UserError
+from gsil_bench.evaluation.across_tasks import AcrossTasks, across_tasks
+from gsil_bench.evaluation.letters import compact_letters
 from gsil_bench.evaluation.statistics import (
     ALPHA,
     Array,
@@ -24,6 +28,7 @@ from gsil_bench.evaluation.statistics import (
     PairedDifference,
     changed_by_holm,
     default_margin,
+    equivalence_p,
     holm,
     paired_difference,
     score_interval,
@@ -38,6 +43,14 @@ NULLABLE = frozenset({"budget", "left_out"})
 """Keys of `comparable` that are null for a model that was not trained; null is comparable with everything."""
 
 
+ZERO_OR_ONE = frozenset(
+    {"accuracy", "pass@1", "acc", "acc_norm", "acc_bytes", "exact_match", "em", "mc1", "pass_at_1"}
+    | {"prompt_level_strict_acc", "prompt_level_loose_acc"}
+)
+"""Metrics that give one answer 0 or 1 by their nature, as tasks and lm-eval name them. Any other is graded, whatever values its
+scores happen to have: its column gets t, which is valid for 0/1 scores too."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """How a metric is written."""
@@ -49,6 +62,8 @@ class Unit:
     of_difference: str
     """After a difference: " points"."""
 
+
+FEWEST_LETTERED = 4
 
 UNITS = {
     "accuracy": Unit(100, 1, " %", " points"),
@@ -69,6 +84,8 @@ class Against:
     p_holm: float = math.nan
     refused: tuple[str, ...] = ()
     """In what the two cells differ: "budget.tokens 1000 against 2000"."""
+    p_equivalence: float = math.nan
+    """Of two one-sided tests against the column's margin; not corrected for other comparisons."""
 
     @property
     def after_holm(self) -> bool:
@@ -99,6 +116,8 @@ class Cell:
     against: Against = Against("")
     among_best: bool = False
     """Not significantly worse than the best cell of its column."""
+    letters: str = ""
+    """Cells of a column that share a letter are not significantly different (all pairs, Holm); "": not compared."""
 
     @property
     def status(self) -> Literal["scored", "partly failed", "failed", "not run"]:
@@ -142,6 +161,11 @@ class Column:
         """Number of methods compared with the control: the family of Holm's correction."""
         return sum(not math.isnan(cell.against.p_holm) for cell in self.cells)
 
+    @property
+    def letters_shown(self) -> bool:
+        """Below four methods the verdicts and marks say what letters would."""
+        return sum(bool(cell.letters) for cell in self.cells) >= FEWEST_LETTERED
+
 
 def _higher_is_better(best: float, worst: float | None) -> bool:
     """A metric without a worst score is a loss."""
@@ -156,6 +180,8 @@ class Comparison:
     control: str
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
+    across: AcrossTasks | None = None
+    """The methods over all tasks that are independent evidence and have a scale; None where the control has none of them."""
 
     @classmethod
     def of(
@@ -191,7 +217,7 @@ class Comparison:
             raise UserError(f"the control {control!r} is not among the methods compared: {', '.join(rows)}")
         grouped = _grouped(results)
         columns = tuple(_column(task, rows, control, grouped, failures, (margins or {}).get(task)) for task in names)
-        return cls(rows, control, columns, tuple(notes))
+        return cls(rows, control, columns, tuple(notes), _across(columns, rows, control, grouped))
 
 
 def _control(results: Sequence[CellResult], rows: Sequence[str]) -> str:
@@ -235,9 +261,13 @@ def _column(
     base = results.get(control) or next(iter(results.values()))
     frame = _Frame(base, margin)
     against = _against(results, control, frame)
-    best = _among_best([method for method in results if not frame.refusals(results[method])], results, frame)
+    alike = [method for method in results if not frame.refusals(results[method])]
+    best, letters = _among_best(alike, results, frame), _letters(alike, results, frame)
     cells = tuple(
-        _cell(method, task, results.get(method, []), failed[method], frame, against.get(method), method in best)
+        dataclasses.replace(
+            _cell(method, task, results.get(method, []), failed[method], frame, against.get(method), method in best),
+            letters=letters.get(method, ""),
+        )
         for method in methods
     )
     first, items = base[0], tuple(sorted(frame.ids))
@@ -258,16 +288,36 @@ class _Frame:
         self.scale = abs(best - end)
         self.bounds: Bounds = (min(best, end), max(best, end))
         self.margin = default_margin(best, worst) if margin is None else margin
+        self._matrices: dict[tuple[str, ...], Array] = {}
 
     def matrix(self, results: Sequence[CellResult]) -> Array:
-        """Scores of the frame's items, (seeds, items); NaN where unscored or absent."""
+        """Scores of the frame's items, (seeds, items); NaN where unscored or absent. Kept: a column asks for each many times."""
+        key = tuple(f"{result.method} {result.seed}" for result in results)
+        if key not in self._matrices:
+            self._matrices[key] = self._matrix(results)
+        return self._matrices[key]
+
+    def _matrix(self, results: Sequence[CellResult]) -> Array:
         tables = [{item.id: item.score for item in result.items} for result in results]
         rows = [[math.nan if table.get(key) is None else table[key] for key in self.ids] for table in tables]
         return np.array(rows, dtype=np.float64).reshape(len(results), len(self.ids))
 
+    @property
+    def gives_zero_or_one(self) -> bool:
+        """The task says so, not the scores: by its metric, and by one answer per item. A mean of several answers is graded also
+        where all of them happened to agree.
+        """
+        by_nature = self.base.metric.partition(",")[0] in ZERO_OR_ONE  # lm-eval adds its filter: "exact_match,strict-match"
+        return by_nature and self.bounds == (0.0, 1.0) and self.base.counts.get("answers", 0) <= len(self.ids)
+
     def binary(self, scores: Array) -> bool:
-        """0/1 scores on a 0/1 scale."""
-        return self.bounds == (0.0, 1.0) and bool(np.isin(scores[~np.isnan(scores)], (0.0, 1.0)).all())
+        """0/1 scores of a task that gives such scores. Others contradict the metric's name, and are taken as they are."""
+        return self.gives_zero_or_one and bool(np.isin(scores[~np.isnan(scores)], (0.0, 1.0)).all())
+
+    def normalised(self, results: Sequence[CellResult]) -> Array:
+        """(seeds, items) with 0 for the worst score and 1 for the best, of a metric that has both."""
+        assert self.base.worst is not None
+        return (self.matrix(results) - self.base.worst) / (self.base.best - self.base.worst)
 
     def refusals(self, results: Sequence[CellResult]) -> tuple[str, ...]:
         """In what these results, or the frame's own seeds, differ from the frame though they must not."""
@@ -299,7 +349,7 @@ def _against(results: Mapping[str, list[CellResult]], control: str, frame: _Fram
     for method, difference in compared.items():
         p = adjusted[method]
         outcome = verdict(difference, frame.margin, higher_is_better=frame.higher_is_better, p_value=p)
-        found[method] = Against(outcome, difference, p)
+        found[method] = Against(outcome, difference, p, p_equivalence=equivalence_p(difference, frame.margin, frame.scale))
     return found | {control: Against("control")}
 
 
@@ -313,6 +363,66 @@ def _among_best(methods: Sequence[str], results: Mapping[str, list[CellResult]],
     others = [method for method in scores if method != best]
     p_values = holm([frame.difference(results[best], results[method]).p_value for method in others])
     return {best} | {method for method, p in zip(others, p_values, strict=True) if not p < ALPHA}
+
+
+def _letters(methods: Sequence[str], results: Mapping[str, list[CellResult]], frame: _Frame) -> dict[str, str]:
+    """Compact letters from all pairs, Holm among them, the best method first; none if there is nothing to choose from."""
+    scores = {method: score_interval(frame.matrix(results[method]), binary=False).estimate for method in methods}
+    known = [method for method in methods if not math.isnan(scores[method])]
+    if len(known) < 2:
+        return {}
+    ordered = sorted(known, key=lambda method: scores[method], reverse=frame.higher_is_better)
+    pairs = list(combinations(range(len(ordered)), 2))
+    p_values = holm([frame.difference(results[ordered[one]], results[ordered[two]]).p_value for one, two in pairs])
+    letters = compact_letters(len(ordered), {pair for pair, p in zip(pairs, p_values, strict=True) if p < ALPHA})
+    return dict(zip(ordered, letters, strict=True))
+
+
+def _across(
+    columns: Sequence[Column], methods: Sequence[str], control: str, grouped: Mapping[tuple[str, str], list[CellResult]]
+) -> AcrossTasks | None:
+    """The summary over the tasks that have a scale and are no second asking of the same items, of the methods that have a
+    comparable score on all of them.
+    """
+    chosen: list[Column] = []
+    left_out: list[str] = []
+    for column in columns:
+        reason = _no_evidence(column, chosen)
+        if reason:
+            left_out.append(f"{column.task} ({reason})")
+        else:
+            chosen.append(column)
+    rows = {method: _complete_row(method, chosen) for method in methods}
+    left_out += [f"{method} (no comparable score on {', '.join(missing)})" for method, missing in rows.items() if missing]
+    kept = {method: _is_trained(method, chosen) for method, missing in rows.items() if not missing}
+    if not chosen or control not in kept:
+        return None
+    frames = {column.task: _Frame(grouped[control, column.task]) for column in chosen}
+    scores = {task: {m: frame.normalised(grouped[m, task]) for m in kept} for task, frame in frames.items()}
+    empty = [task for task, table in scores.items() if np.isnan(np.concatenate(list(table.values()))).any(axis=0).all()]
+    left_out += [f"{task} (no item that all methods have a score for)" for task in empty]
+    scores = {task: table for task, table in scores.items() if task not in empty}
+    return across_tasks(scores, kept, control, left_out) if scores else None
+
+
+def _no_evidence(column: Column, before: Sequence[Column]) -> str:
+    """Why a task says nothing of its own about the methods; "" if it does."""
+    if not column.control:
+        return "the control has no score"
+    if column.worst is None:
+        return "no scale"
+    twin = next((other.task for other in before if other.items == column.items), None)
+    return f"the items of {twin} again" if twin else ""
+
+
+def _complete_row(method: str, columns: Sequence[Column]) -> list[str]:
+    """The tasks on which a method has no score that may be compared with the control's."""
+    cells = [cell for column in columns for cell in column.cells if cell.method == method]
+    return [cell.task for cell in cells if cell.score is None or cell.n_items == 0 or cell.against.outcome == "refused"]
+
+
+def _is_trained(method: str, columns: Sequence[Column]) -> bool:
+    return any(cell.trained for column in columns for cell in column.cells if cell.method == method)
 
 
 def _cell(

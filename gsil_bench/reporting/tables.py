@@ -1,4 +1,4 @@
-"""A comparison as Markdown, CSV and JSON.
+"""A comparison as Markdown, LaTeX, CSV and JSON.
 
 Names and reasons come from users and models: each format's own signs are neutralised.
 """
@@ -14,14 +14,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gsil_bench.evaluation.statistics import (
-    Interval,
-)
+from gsil_bench.evaluation.across_tasks import AcrossRow, AcrossTasks
+from gsil_bench.evaluation.statistics import Interval
 from gsil_bench.reporting.comparison import Against, Cell, Column, Comparison
 from gsil_bench.reporting.wording import (
+    across_table,
     difference_text,
     footer,
     heading,
+    letter_texts,
     one_line,
     outcome_text,
     remarks,
@@ -34,7 +35,7 @@ Value = str | int | float | bool | None
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """Two tables, scores and differences to the control, then the footer as a list."""
+    """Two tables, scores and differences to the control; where there is one, the summary over tasks; the footer as a list."""
     names = [_markdown(name) for name in row_names(comparison)]
     heads = [f"{_markdown(column.task)}<br>{_markdown(heading(column))}" for column in comparison.columns]
     scores = [_markdown_scores(column) for column in comparison.columns]
@@ -45,6 +46,9 @@ def render_markdown(comparison: Comparison) -> str:
         rows = [[name, *row] for name, *row in zip(names, *outcomes, strict=True)]
         tasks = [_markdown(column.task) for column in comparison.columns]
         lines += ["", *_markdown_table([f"difference to {control}", *tasks], rows)]
+    if across := across_table(comparison):
+        head, *body = ([_markdown(text) for text in row] for row in across)
+        lines += ["", *_markdown_table(head, body)]
     lines += ["", *(f"- **{_markdown(label)}**: {_markdown(text)}" for label, text in footer(comparison))]
     return "\n".join(lines) + "\n"
 
@@ -60,8 +64,9 @@ def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
 
 def _markdown_scores(column: Column) -> list[str]:
     found = []
-    for cell, score in zip(column.cells, score_texts(column), strict=True):
+    for cell, score, letters in zip(column.cells, score_texts(column), letter_texts(column), strict=True):
         text = f"**{_markdown(score)}**" if cell.among_best else _markdown(score)
+        text += f" {letters}" if letters else ""
         found.append("<br>".join(part for part in (text, *map(_markdown, remarks(cell, column))) if part))
     return found
 
@@ -78,6 +83,88 @@ def _markdown(text: str) -> str:
     text = re.sub(r"([\\`*~|])", r"\\\1", text)
     text = re.sub(r"\](?=[(\[:])", r"\\]", text)  # would make a link of [low, high](…)
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # a_b is no emphasis, _a_ is
+
+
+def render_latex(comparison: Comparison) -> str:
+    r"""One booktabs `tabular`: a block per task with score, difference to the control, p after Holm and verdict.
+
+    It wants \usepackage{booktabs} and nothing else. The footer is in comments above it, for the caption: what the numbers mean is
+    not the table's to repeat. Bold is what the other tables mark: not significantly worse than the best.
+    """
+    lines = [f"% {label}: {text}" for label, text in footer(comparison)]
+    head = ("method", "score", f"difference to {_latex(comparison.control)}", "$p$", "verdict")
+    lines += [r"\begin{tabular}{lllll}", r"\toprule", _latex_row(head)]
+    names = row_names(comparison)
+    for column in comparison.columns:
+        title = f"{_latex(column.task)} ({_latex(heading(column))})"
+        lines += [r"\midrule", rf"\multicolumn{{5}}{{l}}{{\emph{{{title}}}}} \\"]
+        lines += _latex_block(column, names)
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *_latex_across(comparison)]) + "\n"
+
+
+def _latex_block(column: Column, names: Sequence[str]) -> Iterable[str]:
+    for name, cell, score, letters in zip(names, column.cells, score_texts(column), letter_texts(column), strict=True):
+        shown = rf"\textbf{{{_latex_number(score)}}}" if cell.among_best else _latex_number(score)
+        shown += rf"$^{{\mathrm{{{letters}}}}}$" if letters else ""
+        notes = "; ".join(_latex(line) for line in remarks(cell, column))
+        difference = _latex_number(difference_text(cell.against.difference, column.unit))
+        p = "" if math.isnan(cell.against.p_holm) else _latex_p(cell.against.p_holm)
+        shown = ", ".join(part for part in (shown, notes) if part)
+        yield _latex_row((_latex(name), shown, difference, p, _latex(outcome_text(cell.against))))
+
+
+def _latex_across(comparison: Comparison) -> list[str]:
+    """The summary over tasks as a tabular of its own."""
+    found = across_table(comparison)
+    if not found:
+        return []
+    rows = [_latex_row([_latex(row[0]), *(_latex_number(text) for text in row[1:])]) for row in found[1:]]
+    head = _latex_row([_latex(text) for text in found[0]])
+    return ["", r"\begin{tabular}{llll}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    """A row; "[" or "*" at its beginning would be read as an argument of the row before."""
+    return f"{'{}' if cells[0].startswith(('[', '*')) else ''}{' & '.join(cells)} \\\\"
+
+
+def _latex_p(p: float) -> str:
+    return "$<0.001$" if p < 0.001 else f"{p:.2g}"
+
+
+def _latex_number(text: str) -> str:
+    """Numbers with minus signs for hyphens."""
+    return re.sub(r"-(?=[\d$])", "$-$", _latex(text))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    "±": r"$\pm$",
+    "∞": r"$\infty$",
+    "−": "$-$",
+    "–": r"\textendash{}",
+    "…": r"\ldots{}",
+} | {sign: f"\\{sign}" for sign in "$&#_%"}
+
+
+def _latex(text: str) -> str:
+    """Text that LaTeX sets as it is. Letters that a plain pdflatex has no glyph for are named by their code point: U+6F22."""
+    shown = (_LATEX.get(sign) or (sign if _in_latex_fonts(sign) else f"[U+{ord(sign):04X}]") for sign in one_line(text))
+    return re.sub(r"-(?=-)", "-{}", "".join(shown))  # two hyphens would become a dash
+
+
+def _in_latex_fonts(sign: str) -> bool:
+    """ASCII and the accented letters of western Europe, without those that want another font encoding."""
+    return " " <= sign <= "~" or ("À" <= sign <= "ÿ" and sign not in "ÐðÞþ×÷")
 
 
 def rows(comparison: Comparison) -> list[dict[str, Value]]:
@@ -105,6 +192,7 @@ def _row(cell: Cell, column: Column, control: str) -> dict[str, Value]:
         "items": cell.n_items,
         "unscored": cell.n_unscored,
         "among_best": cell.among_best,
+        "letters": cell.letters,
         **_against_row(cell.against, control),
         "margin": column.margin,
         "family": column.family,
@@ -131,6 +219,9 @@ def _against_row(against: Against, control: str) -> dict[str, Value]:
         "test": values.get("method"),
         "p": values.get("p_value"),
         "p_holm": against.p_holm,
+        "equivalence_low": values.get("equivalence_low"),
+        "equivalence_high": values.get("equivalence_high"),
+        "p_equivalence": against.p_equivalence,
         "resolvable": values.get("resolvable"),
         "paired_items": values.get("n_items"),
         "dropped_items": values.get("n_dropped"),
@@ -165,10 +256,29 @@ def render_json(comparison: Comparison) -> dict[str, Any]:
         "methods": list(comparison.methods),
         "tasks": [column.task for column in comparison.columns],
         "cells": [{key: _finite(value) for key, value in row.items()} for row in rows(comparison)],
+        "across_tasks": None if comparison.across is None else _across(comparison.across),
         "summary": render_summary(comparison),
         "footer": [{"label": label, "text": text} for label, text in footer(comparison)],
         "notes": list(comparison.notes),
+        "failures": [
+            dataclasses.asdict(each) for column in comparison.columns for cell in column.cells for each in cell.failures
+        ],
     }
+
+
+def _across(across: AcrossTasks) -> dict[str, Any]:
+    left_out = list(across.left_out)
+    rows = [_across_row(row) for row in across.rows]
+    return {"control": across.control, "tasks": list(across.tasks), "left_out": left_out, "shown": across.shown, "rows": rows}
+
+
+def _across_row(row: AcrossRow) -> dict[str, Any]:
+    measures = {"iqm": row.iqm, "mean_rank": row.mean_rank, "improvement": row.improvement}
+    found: dict[str, Any] = {"method": row.method, "trained": row.trained}
+    for name, interval in measures.items():
+        ends = (None, None, None) if interval is None else (interval.estimate, interval.low, interval.high)
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    return found | {"interval": row.iqm.method, "level": row.iqm.level}
 
 
 def _finite(value: Value) -> Value:

@@ -15,10 +15,12 @@ from rich.text import Text
 from gsil_bench.reporting.comparison import Cell, Column, Comparison
 from gsil_bench.reporting.wording import (
     NO_ITEMS,
+    across_table,
     cut,
     difference_text,
     footer,
     heading,
+    letter_texts,
     one_line,
     outcome_text,
     remarks,
@@ -51,9 +53,27 @@ def terminal_renderable(comparison: Comparison, width: int) -> RenderableType:
     """For rich: one grid of methods × tasks if it fits the width, else a block per task; then the footer."""
     grid = _grid(comparison)
     if len(comparison.columns) > 1 and _width(grid) <= width:
-        return Group(grid, Text(), _footer_table(comparison))
+        return Group(grid, Text(), *_across(comparison, width), _footer_table(comparison))
     blocks = [part for column in comparison.columns for part in _block(comparison, column, width)]
-    return Group(*blocks, _footer_table(comparison))
+    return Group(*blocks, *_across(comparison, width), _footer_table(comparison))
+
+
+def _across(comparison: Comparison, width: int) -> list[RenderableType]:
+    """The summary over tasks, its names and heads folded as far as the width asks for."""
+    found = across_table(comparison)
+    if not found:
+        return []
+    tables = [_across_table(found, *folds) for folds in ((NAME_WIDTH, 30), (NAME_WIDTH, 17), (16, 17), (10, 12))]
+    return [next((table for table in tables if _width(table) <= width), tables[-1]), Text()]
+
+
+def _across_table(found: Sequence[Sequence[str]], name_width: int, head_width: int) -> Table:
+    table = _table()
+    for head in found[0]:
+        table.add_column(Text(_wrapped(head, head_width)), overflow="fold")
+    for name, *values in found[1:]:
+        table.add_row(Text(_wrapped(name, name_width)), *map(Text, values))
+    return table
 
 
 def _width(table: Table) -> int:
@@ -112,8 +132,9 @@ def _stacks(column: Column) -> list[Text]:
 def _scores(column: Column, remarks: bool = True) -> list[Text]:
     """Scores with the mark, estimates aligned at the point, and the remarks below."""
     texts = []
-    for cell, score in zip(column.cells, _aligned(score_texts(column)), strict=True):
+    for cell, score, letters in zip(column.cells, _aligned(score_texts(column)), letter_texts(column), strict=True):
         text = Text(score + " *", "bold") if cell.among_best else Text(score)
+        text.append(f"{'' if cell.among_best else '  '} {letters}" if letters else "", "not bold dim")
         parts = [text, *(_remark_texts(cell, column) if remarks else [])]
         texts.append(Text("\n").join(part for part in parts if part.plain))
     return texts

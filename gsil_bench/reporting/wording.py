@@ -43,6 +43,28 @@ def score_texts(column: Column) -> list[str]:
     return ["" if score is None else _score_text(score, unit, brackets) for score in scores]
 
 
+def letter_texts(column: Column) -> list[str]:
+    """Each cell's compact letters; all "" where the column has too few methods for them."""
+    return [cell.letters if column.letters_shown else "" for cell in column.cells]
+
+
+def across_table(comparison: Comparison) -> list[list[str]]:
+    """The summary over tasks with its head; empty below three tasks or three trained methods (`AcrossTasks.shown`)."""
+    across = comparison.across
+    if across is None or not across.shown:
+        return []
+    count, names = len(across.tasks), dict(zip(comparison.methods, row_names(comparison), strict=True))
+    head = [f"over {count} tasks", "IQM of normalised scores", "mean rank", f"P(better than {one_line(across.control)})"]
+    rows = [[names[row.method], *(_bracketed(each) for each in (row.iqm, row.mean_rank, row.improvement))] for row in across.rows]
+    return [head, *rows]
+
+
+def _bracketed(interval: Interval | None) -> str:
+    if interval is None:
+        return "control"
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
 NO_ITEMS = "no scored items"
 
 
@@ -118,6 +140,8 @@ def footer(comparison: Comparison) -> list[tuple[str, str]]:
         ("Verdicts", _verdicts_line(columns)),
         ("Resolvable", _resolvable_line(columns)),
         ("Marked *", _marked_line(columns)),
+        ("Letters", _letters_line(columns)),
+        ("Across tasks", _across_line(comparison)),
         ("Answers", _answers_line(columns)),
         ("Same items", _shared_items_line(columns)),
         ("Refused", _refused_line(columns)),
@@ -202,7 +226,9 @@ def _resolvable_line(columns: Sequence[Column]) -> str:
     parts = [f"{one_line(column.task)} {_resolvable(column)}" for column in columns if column.family]
     if not parts:
         return ""
-    return f"smallest difference found with 80 % power at p < {ALPHA:g}, one comparison: {'; '.join(parts)}"
+    several = any(len(cell.seeds) > 1 for column in columns for cell in column.cells)
+    power = "80 % power (nearer 70 % with a few seeds, whose variance is a guess)" if several else "80 % power"
+    return f"smallest difference found with {power} at p < {ALPHA:g}, one comparison: {'; '.join(parts)}"
 
 
 def _resolvable(column: Column) -> str:
@@ -226,6 +252,25 @@ def _marked_line(columns: Sequence[Column]) -> str:
     if not any(cell.among_best for column in columns for cell in column.cells):
         return ""
     return f"not significantly worse than the best of its column (paired, Holm, {ALPHA:g})"
+
+
+def _letters_line(columns: Sequence[Column]) -> str:
+    if not any(column.letters_shown for column in columns):
+        return ""
+    return f"methods that share a letter are not significantly different (Holm over all pairs of a column, {ALPHA:g})"
+
+
+def _across_line(comparison: Comparison) -> str:
+    """What the summary over tasks is, and what it leaves out."""
+    across = comparison.across
+    if across is None or not across.shown:
+        return ""
+    text = (
+        f"{', '.join(map(one_line, across.tasks))}; scores as shares of the way from worst to best, interquartile mean over runs "
+        "and tasks; rank 1 is the best; P: of a run's score above a run of the control's on a task drawn at random, ties half; "
+        "95 % bootstrap intervals over items and seeds within tasks; the tasks' own columns come first"
+    )
+    return text + (f"; without {'; '.join(map(one_line, across.left_out))}" if across.left_out else "")
 
 
 def _answers_line(columns: Sequence[Column]) -> str:
