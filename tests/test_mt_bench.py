@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from gsil_bench.reporting.mt_bench import (
     TurnScore,
     category_rows,
     length_bias,
-    radar_svg,
     rating_bounds,
     render_report,
     repeat_variance,
@@ -540,45 +538,3 @@ def test_the_report_of_real_scores(items: dict[str, Item]) -> None:
     report = render_report(kept)
     assert "mean of 4 ratings: 7.00; every turn was rated" in report
     assert "0.00 between turns, 2.00 between 2 repeats of 4 turns; the judge's noise in the mean is ±0.50" in report
-
-
-# Radar
-
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def drawing(series: Any) -> ElementTree.Element:
-    return ElementTree.fromstring(radar_svg(series))
-
-
-def test_the_radar_has_a_dot_at_each_rating() -> None:
-    """Four axes; 10 on the first is 180 up from (320, 240), 5 on the second 90 to the right, 0 on the third the centre."""
-    root = drawing({"sft": {"writing": 10.0, "math": 5.0, "coding": 0.0, "stem": 10.0}})
-    dots = [(circle.get("cx"), circle.get("cy")) for circle in root.iter(f"{SVG}circle")]
-    assert dots == [("320.0", "60.0"), ("410.0", "240.0"), ("320.0", "240.0"), ("140.0", "240.0")]
-    assert len(list(root.iter(f"{SVG}polyline"))) == 4
-
-
-def test_a_missing_category_is_a_gap() -> None:
-    means = {"writing": 10.0, "math": None, "coding": 2.0, "stem": float("nan"), "extraction": 3.0}
-    root = drawing({"sft": means})
-    assert len(list(root.iter(f"{SVG}circle"))) == 3
-    assert len(list(root.iter(f"{SVG}polyline"))) == 1  # extraction to writing
-
-
-def test_ratings_off_the_scale_stay_in_the_plot() -> None:
-    root = drawing({"sft": {"writing": 1000.0, "math": 5.0, "coding": 5.0}})
-    assert next(root.iter(f"{SVG}circle")).get("cy") == "60.0"
-
-
-def test_the_radar_escapes_names_and_refers_to_nothing() -> None:
-    svg = radar_svg({'<script>alert("x")</script>&\x00': {"a<b": 3.0, "c": 4.0, "d": 5.0}, "dpo": {"c": 1.0, "new": 2.0}})
-    root = ElementTree.fromstring(svg)
-    texts = [element.text for element in root.iter(f"{SVG}text")]
-    assert "<script" not in svg and '<script>alert("x")</script>& ' in texts and {"a<b", "c", "d", "new", "dpo"} <= set(texts)
-    assert "href" not in svg and "url(" not in svg and svg.count("http") == 1
-
-
-def test_a_radar_of_nothing_is_still_a_drawing() -> None:
-    assert drawing({}).tag == drawing({"sft": {}}).tag == f"{SVG}svg"

@@ -1,12 +1,12 @@
 """What the ratings of a two-turn benchmark say besides their mean: by category and turn, how much of it is the answers' length
-or the judge's mood, what the missing ratings could change, and a radar plot. Pure functions of the items' scores.
+or the judge's mood, and what the missing ratings could change. Pure functions of the items' scores.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,6 @@ from gsil_bench.records import ItemScore
 LOWEST, HIGHEST = 1.0, 10.0
 """Of the scale that a judge is asked to use."""
 TURNS = 2
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Okabe and Ito's, which colour-blind readers can tell apart; dashes repeat the distinction in print."""
-DASHES = ("", "6 3", "2 2", "8 3 2 3")
 
 Array = NDArray[np.float64]
 
@@ -258,80 +255,3 @@ def _number(value: float) -> str:
 
 def _cell(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
-
-
-def radar_svg(series: Mapping[str, Mapping[str, float | None]], title: str = "Mean rating by category") -> str:
-    """A radar plot of one line for each method, as a self-contained SVG that may stand in HTML.
-
-    The centre is 0, the outer ring the highest rating. A category without a rating leaves a gap in its line.
-
-    Args:
-        series: method → category → mean rating; the first method's categories are the axes, and the others' are added.
-    """
-    axes = list(dict.fromkeys(category for means in series.values() for category in means))
-    height = 480 + 20 * len(series)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" role="img" aria-label="{_text(title)}" '
-        'font-family="sans-serif" font-size="13">',
-        f"<title>{_text(title)}</title>",
-        *_grid(axes),
-    ]
-    for number, (name, means) in enumerate(series.items()):
-        parts += _line(number, [means.get(axis) for axis in axes])
-        parts += _legend(number, name)
-    return "\n".join([*parts, "</svg>"])
-
-
-def _place(index: int, count: int, rating: float) -> tuple[float, float]:
-    """Where a rating lies: the first axis points up, the others follow clockwise."""
-    angle = 2 * math.pi * index / count
-    radius = 180 * min(max(rating, 0.0), HIGHEST) / HIGHEST
-    return 320 + radius * math.sin(angle), 240 - radius * math.cos(angle)
-
-
-def _points(places: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-
-
-def _grid(axes: Sequence[str]) -> list[str]:
-    count, parts = len(axes), []
-    for ring in (2, 4, 6, 8, 10):
-        corners = _points([_place(index, count, ring) for index in range(count)])
-        parts.append(f'<polygon points="{corners}" fill="none" stroke="#ccc"/>')
-        parts.append(f'<text x="324" y="{240 - 18 * ring + 4}" fill="#777" font-size="10">{ring}</text>')
-    for index, axis in enumerate(axes):
-        x, y = _place(index, count, HIGHEST)
-        parts.append(f'<line x1="320" y1="240" x2="{x:.1f}" y2="{y:.1f}" stroke="#ccc"/>')
-        x, y = 320 + (x - 320) * 1.1, 240 + (y - 240) * 1.1
-        anchor = "middle" if abs(x - 320) < 1 else "start" if x > 320 else "end"
-        parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{_text(axis)}</text>')
-    return parts
-
-
-def _line(number: int, ratings: Sequence[float | None]) -> list[str]:
-    """A method's line with a dot at each rating, broken where one is missing."""
-    count, look = len(ratings), _look(number)
-    known = [None if rating is None or math.isnan(rating) else _place(at, count, rating) for at, rating in enumerate(ratings)]
-    ends = [(known[at], known[(at + 1) % count]) for at in range(count)]
-    lines = [f'<polyline points="{_points((a, b))}" fill="none" {look}/>' for a, b in ends if a is not None and b is not None]
-    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(number)}"/>' for x, y in filter(None, known)]
-    return [*lines, *dots]
-
-
-def _legend(number: int, name: str) -> list[str]:
-    y = 475 + 20 * number
-    return [f'<line x1="40" y1="{y}" x2="76" y2="{y}" {_look(number)}/>', f'<text x="84" y="{y + 4}">{_text(name)}</text>']
-
-
-def _look(number: int) -> str:
-    dash = DASHES[number % len(DASHES)]
-    return f'stroke="{_colour(number)}" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _text(text: str) -> str:
-    """Text inside SVG: escaped, and without control characters, which no XML may hold."""
-    return html.escape("".join(letter if letter.isprintable() else " " for letter in text))
