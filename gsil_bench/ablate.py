@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -437,9 +438,13 @@ def _round_table(columns: Sequence[Column], first: int) -> Table:
 
 
 def write(ablation: Ablation, out: Path) -> list[Path]:
-    """Write ablation.md, .csv and .json below a folder."""
+    """Write ablation.md, .csv and .json below a folder, and a plot of each setting's values as SVG and PNG below plots/.
+
+    Raises:
+        MissingLibraryError: no plots without matplotlib; the tables are written.
+    """
     from gsil_bench.records import write_atomically
-    from gsil_bench.reporting import ablated
+    from gsil_bench.reporting import ablated, plots
 
     files = {
         out / "ablation.md": ablated.render_markdown(ablation),
@@ -448,4 +453,10 @@ def write(ablation: Ablation, out: Path) -> list[Path]:
     }
     for path, text in files.items():
         write_atomically(path, text)
+    for axis in ablation.axes:
+        name = f"sensitivity-{re.sub('[^a-z0-9]+', '-', axis.key.lower())}"
+        plot = plots.sensitivity(ablation.sensitivity(axis.key), f"{ablation.method}: {axis.key}", name)
+        write_atomically(out / "plots" / f"{name}.svg", plot.svg())
+        (out / "plots" / f"{name}.png").write_bytes(plot.png())
+        files |= {out / "plots" / f"{name}{ending}": "" for ending in (".svg", ".png")}
     return list(files)

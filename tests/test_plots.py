@@ -149,3 +149,17 @@ def test_importing_the_suite_does_not_import_matplotlib() -> None:
     code = "import gsil_bench.cli, gsil_bench.reporting.page, sys; print('matplotlib' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def test_sensitivity_shows_each_value_with_its_interval() -> None:
+    def record(value: object, score: float | None, verdict: str, full: bool = False) -> dict[str, object]:
+        ends = {"low": None if score is None else score - 1, "high": None if score is None else score + 1}
+        return {"axis": "scale", "value": value, "task": "quiz $x$", "metric": "accuracy", "full": full, "score": score, **ends,
+                "verdict": verdict}  # fmt: skip
+
+    records = [record(0.5, 40.0, "worse"), record(1.0, 50.0, "full", full=True), record(None, None, "failed")]
+    plot = plots.sensitivity(records, "m: scale", "sensitivity-scale")
+    svg = plot.svg()
+    assert plot.text == "Scores with 95 % intervals. quiz $x$, scale 0.5: 40, worse; quiz $x$, scale 1: 50, full."
+    assert all(f">{label}</text>" in svg for label in ("0.5", "1", "all", "quiz $x$ (accuracy)", "m: scale"))
+    assert svg == plots.sensitivity(records, "m: scale", "sensitivity-scale").svg()

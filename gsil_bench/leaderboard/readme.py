@@ -8,7 +8,7 @@ from gsil_bench.leaderboard import words
 from gsil_bench.leaderboard.board import Board, order
 from gsil_bench.leaderboard.entries import Entry
 from gsil_bench.reporting.comparison import Cell, Column
-from gsil_bench.reporting.tables import _markdown as escaped
+from gsil_bench.reporting.tables import escape_markdown as escaped
 from gsil_bench.reporting.wording import (
     across_table,
     difference_text,

@@ -11,7 +11,7 @@ from typing import Any
 
 from gsil_bench.ablate import DATA, Ablation, Row, Table, numbers
 from gsil_bench.reporting.comparison import Unit
-from gsil_bench.reporting.tables import _csv, _markdown
+from gsil_bench.reporting.tables import escape_csv, escape_markdown
 from gsil_bench.reporting.wording import difference_text, one_line
 
 HEAD = ("variant", "changed", "score", "difference to {}", "p (BH)", "verdict", "what else differs")
@@ -20,12 +20,12 @@ NOTHING = "-"
 
 def render_markdown(ablation: Ablation) -> str:
     """A table for each task, and one for the rounds of each method that shows them."""
-    lines = [f"# Ablation of {_markdown(ablation.method)}"]
+    lines = [f"# Ablation of {escape_markdown(ablation.method)}"]
     for title, head, table in _titled(ablation):
-        rows = [[_markdown(cell) for cell in cells] for cells in (head, *_rows(table))]
+        rows = [[escape_markdown(cell) for cell in cells] for cells in (head, *_rows(table))]
         rule = [":---", "---", *["---:"] * 3, "---", "---"]
-        lines += ["", f"## {_markdown(title)}", "", *(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))]
-    return "\n".join([*lines, "", *(f"- {_markdown(line)}" for line in _footer(ablation))]) + "\n"
+        lines += ["", f"## {escape_markdown(title)}", "", *(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))]
+    return "\n".join([*lines, "", *(f"- {escape_markdown(line)}" for line in _footer(ablation))]) + "\n"
 
 
 def render_text(ablation: Ablation) -> str:
@@ -45,7 +45,7 @@ def render_csv(ablation: Ablation) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(records[0] if records else [])
     flat = ({**record, "changed": _changed(record["changed"]), "notes": "; ".join(record["notes"])} for record in records)
-    writer.writerows([_csv(value) for value in record.values()] for record in flat)
+    writer.writerows([escape_csv(value) for value in record.values()] for record in flat)
     return out.getvalue()
 
 

@@ -319,6 +319,64 @@ def costs(table: Mapping[str, Mapping[str, float]], methods: Sequence[str], name
     return Plot(name, "Cost of training", f"Summed over seeds. {'; '.join(said)}.", figure)
 
 
+def sensitivity(records: Sequence[Mapping[str, Any]], title: str, name: str) -> Plot:
+    """Scores over the values of one setting, a panel for each task: the full method's is a filled diamond, the others bear the
+    sign of their verdict.
+
+    Args:
+        records: of `Ablation.sensitivity`, in the order of the values.
+    """
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    columns = min(2, max(1, len(tasks)))
+    rows, width = math.ceil(len(tasks) / columns), WIDTH if columns == 1 else WIDE
+    height = 0.95 + 2.2 * rows
+    with _style({}), _quiet():
+        figure = _figure(height, width)
+        grid = figure.add_gridspec(
+            rows, columns, left=0.7 / width, right=1 - 0.15 / width, bottom=0.55 / height, top=1 - 0.7 / height,
+            hspace=0.55, wspace=0.2,
+        )  # fmt: skip
+        for at, task in enumerate(tasks):
+            own = [record for record in records if record["task"] == task]
+            axes = figure.add_subplot(grid[at // columns, at % columns])
+            axes.set_title(cut(f"{task} ({own[0]['metric']})", 50), fontsize=9.5)
+            for place, record in enumerate(own):
+                _draw_value(axes, place, record)
+            axes.set_xticks(range(len(own)), [_value_name(record["value"]) for record in own])
+            axes.set_xlim(-0.5, len(own) - 0.5)
+            axes.grid(axis="y")
+            axes.set_axisbelow(True)
+        _title(figure, title)
+    return Plot(name, one_line(title), _sensitivity_text(records), figure)
+
+
+def _value_name(value: Any) -> str:
+    """A setting's value below an axis; without one, all demonstrations."""
+    return "all" if value is None else f"{value:g}" if isinstance(value, float) else cut(str(value), 12)
+
+
+def _draw_value(axes: Any, place: int, record: Mapping[str, Any]) -> None:
+    """One value's score with its interval."""
+    if record["score"] is None:
+        return
+    colour, marker, _ = VERDICTS.get(record["verdict"], (INK, "D", ""))
+    ends = [end for end in (record["low"], record["high"]) if end is not None]
+    if len(ends) == 2:
+        axes.plot([place, place], ends, color=colour, linewidth=1.3, solid_capstyle="butt")
+    axes.plot([place], [record["score"]], marker="D" if record["full"] else marker, color=INK if record["full"] else colour,
+              markersize=7, markeredgecolor=PAPER)  # fmt: skip
+
+
+def _sensitivity_text(records: Sequence[Mapping[str, Any]]) -> str:
+    said = [
+        f"{one_line(record['task'])}, {one_line(str(record['axis']))} {_value_name(record['value'])}: {record['score']:.3g}, "
+        f"{one_line(record['verdict'])}"
+        for record in records
+        if record["score"] is not None
+    ]
+    return f"Scores with 95 % intervals. {'; '.join(said)}."
+
+
 def radar(
     series: Mapping[str, Mapping[str, float | None]],
     title: str = "Mean rating by category",

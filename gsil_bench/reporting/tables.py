@@ -36,20 +36,20 @@ Value = str | int | float | bool | None
 
 def render_markdown(comparison: Comparison) -> str:
     """Two tables, scores and differences to the control; where there is one, the summary over tasks; the footer as a list."""
-    names = [_markdown(name) for name in row_names(comparison)]
-    heads = [f"{_markdown(column.task)}<br>{_markdown(heading(column))}" for column in comparison.columns]
+    names = [escape_markdown(name) for name in row_names(comparison)]
+    heads = [f"{escape_markdown(column.task)}<br>{escape_markdown(heading(column))}" for column in comparison.columns]
     scores = [_markdown_scores(column) for column in comparison.columns]
     lines = _markdown_table(["method", *heads], [[name, *row] for name, *row in zip(names, *scores, strict=True)])
     if any(_compared(column) for column in comparison.columns):
-        control = _markdown(one_line(comparison.control))
+        control = escape_markdown(one_line(comparison.control))
         outcomes = [[_markdown_outcome(cell, column) for cell in column.cells] for column in comparison.columns]
         rows = [[name, *row] for name, *row in zip(names, *outcomes, strict=True)]
-        tasks = [_markdown(column.task) for column in comparison.columns]
+        tasks = [escape_markdown(column.task) for column in comparison.columns]
         lines += ["", *_markdown_table([f"difference to {control}", *tasks], rows)]
     if across := across_table(comparison):
-        head, *body = ([_markdown(text) for text in row] for row in across)
+        head, *body = ([escape_markdown(text) for text in row] for row in across)
         lines += ["", *_markdown_table(head, body)]
-    lines += ["", *(f"- **{_markdown(label)}**: {_markdown(text)}" for label, text in footer(comparison))]
+    lines += ["", *(f"- **{escape_markdown(label)}**: {escape_markdown(text)}" for label, text in footer(comparison))]
     return "\n".join(lines) + "\n"
 
 
@@ -65,19 +65,19 @@ def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
 def _markdown_scores(column: Column) -> list[str]:
     found = []
     for cell, score, letters in zip(column.cells, score_texts(column), letter_texts(column), strict=True):
-        text = f"**{_markdown(score)}**" if cell.among_best else _markdown(score)
+        text = f"**{escape_markdown(score)}**" if cell.among_best else escape_markdown(score)
         text += f" {letters}" if letters else ""
-        found.append("<br>".join(part for part in (text, *map(_markdown, remarks(cell, column))) if part))
+        found.append("<br>".join(part for part in (text, *map(escape_markdown, remarks(cell, column))) if part))
     return found
 
 
 def _markdown_outcome(cell: Cell, column: Column) -> str:
-    outcome = _markdown(outcome_text(cell.against))
-    difference = _markdown(difference_text(cell.against.difference, column.unit))
+    outcome = escape_markdown(outcome_text(cell.against))
+    difference = escape_markdown(difference_text(cell.against.difference, column.unit))
     return "<br>".join(part for part in (difference, outcome) if part)
 
 
-def _markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that Markdown and HTML show as it is, also inside a table."""
     text = html.escape(one_line(text), quote=False)
     text = re.sub(r"([\\`*~|])", r"\\\1", text)
@@ -236,11 +236,12 @@ def render_csv(comparison: Comparison) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(table[0] if table else [])
-    writer.writerows([_csv(value) for value in row.values()] for row in table)
+    writer.writerows([escape_csv(value) for value in row.values()] for row in table)
     return out.getvalue()
 
 
-def _csv(value: Value) -> str:
+def escape_csv(value: Value) -> str:
+    """A value as one field: numbers in full, unknown ones empty, text that starts no formula of a spreadsheet."""
     if isinstance(value, str):
         text = one_line(value)
         return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

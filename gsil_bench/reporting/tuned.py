@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gsil_bench.reporting.tables import escape_markdown
 from gsil_bench.reporting.wording import one_line
 
 HEAD = ("trial", "settings", "dev score", "95 % interval", "difference to the chosen", "")
@@ -15,12 +15,12 @@ def tuning_markdown(record: Mapping[str, Any]) -> str:
     """A table for each method, the chosen trial in bold."""
     lines = ["# Tuning", "", *_introduction(record)]
     for name, tuned in record["methods"].items():
-        lines += ["", f"## {_markdown(name)}", "", _row(HEAD), _row([":---", "---", *["---:"] * 3, "---"])]
+        lines += ["", f"## {escape_markdown(name)}", "", _row(HEAD), _row([":---", "---", *["---:"] * 3, "---"])]
         chosen = (tuned["chosen"] or {}).get("trial")
         for trial in tuned["trials"]:
-            cells = [_markdown(cell) for cell in _cells(trial, chosen)]
+            cells = [escape_markdown(cell) for cell in _cells(trial, chosen)]
             lines.append(_row([f"**{cell}**" if cell and trial["trial"] == chosen else cell for cell in cells]))
-        lines += ["", *(f"Warning: {_markdown(warning)}." for warning in tuned["warnings"])]
+        lines += ["", *(f"Warning: {escape_markdown(warning)}." for warning in tuned["warnings"])]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -72,9 +72,3 @@ def _ends(interval: Mapping[str, Any]) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown and HTML show as it is, also inside a table."""
-    escaped = html.escape(one_line(text), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_~|[]" else letter for letter in escaped)
