@@ -248,8 +248,8 @@ def compare(
         flags = {key: value for key, value in typed.items() if value is not None}
         flags |= {"set": parse_settings(set_)} if set_ else {}
         flags |= {"fields": parse_pairs("--field", field, "prompt=question")} if field else {}
-        flags |= {"engine_set": parse_pairs("--engine-set", engine_set, "batch_invariant=true")} if engine_set else {}
-        flags |= {"judge_set": parse_pairs("--judge-set", judge_set, "model=NAME")} if judge_set else {}
+        flags |= {"engine_set": parse_pairs("--engine-set", engine_set, "batch_invariant=true", True)} if engine_set else {}
+        flags |= {"judge_set": parse_pairs("--judge-set", judge_set, "model=NAME", True)} if judge_set else {}
         config = resolve(flags, recipe, RECIPES)
         check_targets(flags.get("set", {}), config.methods)
         return run(config, Options(dry_run, as_json))
