@@ -375,7 +375,7 @@ def _judge(name: str | None, settings: list[str] | None, kept: Path | None) -> A
     """The judge that was named; None leaves it to the judgments in the file."""
     from gsil_bench.config import parse_pairs
 
-    pairs = parse_pairs("--judge-set", settings, "model=NAME") if settings else {}
+    pairs = parse_pairs("--judge-set", settings, "model=NAME", True) if settings else {}
     if name is None or (name == "replay" and not pairs):
         if pairs:
             raise UserError("--judge-set: name the judge with --judge")

@@ -288,7 +288,9 @@ def config_of(given: Mapping[str, Any]) -> Config:
     flags |= {"set": parse_settings(given["set_"])} if given.get("set_") else {}
     for key, example in pairs.items():
         if given.get(key):
-            flags["fields" if key == "field" else key] = parse_pairs(f"--{key.replace('_', '-')}", given[key], example)
+            flags["fields" if key == "field" else key] = parse_pairs(
+                f"--{key.replace('_', '-')}", given[key], example, may_be_empty=key != "field"
+            )
     config = resolve(flags, given.get("recipe"), RECIPES)
     check_targets(flags.get("set", {}), config.methods, config.variants)
     return config

@@ -150,11 +150,11 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def parse_pairs(flag: str, assignments: Sequence[str], example: str) -> dict[str, str]:
+def parse_pairs(flag: str, assignments: Sequence[str], example: str, may_be_empty: bool = False) -> dict[str, str]:
     """NAME=VALUE, several times."""
     pairs = [assignment.partition("=") for assignment in assignments]
     for (name, equals, value), assignment in zip(pairs, assignments, strict=True):
-        if not (name and equals and value):
+        if not (name and equals and (value or may_be_empty)):
             raise UserError(f"{flag} {assignment}: expected NAME=VALUE, such as {example}")
     return {name: value for name, _, value in pairs}
 

@@ -282,6 +282,7 @@ class Planner:
             {**items, "version": task.task.version, "scorer": self._scorer(task.task)},
             {"answers": answers, CANARIES: canaries},
             partial(stages.score_task, task=task),
+            self._judgments(task),
         )
         return Cell(
             method,
@@ -319,6 +320,11 @@ class Planner:
         if self.data.learned is not None and getattr(task, "takes_learned_metric", False):
             scorer["learned"] = self.data.learned.identity
         return scorer
+
+    def _judgments(self, task: TaskInput) -> int:
+        """How often the comparison's judge is asked about a task's answers."""
+        asked = getattr(task.task, "needs_judge", False) and self.data.judge is not None
+        return sum(item.asked for item in task.items) * self.data.judge.repeats if asked else 0
 
     def _held_out_cell(self, method: Method, seed: int, policy: Stage, trained: tuple[Stage, ...]) -> Cell:
         data = self.data.demonstrations

@@ -341,8 +341,10 @@ def check_scorer(work: Workspace, task: TaskInput) -> Produced:
 
 def score_task(work: Workspace, task: TaskInput) -> Produced:
     """Stage 6: scores of a checkpoint's answers; no model."""
-    given = scoring.read_answers(work.needs["answers"].folder)
-    scores, counts = scoring.score_answers(task.task, task.items, given, work.resources.scoring, work.folder)
+    given, resources = scoring.read_answers(work.needs["answers"].folder), work.resources
+    if hasattr(resources.scoring.judge, "advance"):  # so that judging is seen, and stops between two judgments
+        resources.scoring.judge.advance = resources.advance
+    scores, counts = scoring.score_answers(task.task, task.items, given, resources.scoring, work.folder)
     return Produced({"counts": counts, "unscored": sum(item.score is None for item in scores)})
 
 

@@ -51,6 +51,9 @@ def test_settings_and_fields_of_the_command_line() -> None:
         "lab.mod:M": {"beta": "1e-3"},
     }
     assert parse_pairs("--field", ["prompt=question", "completion=answer"], "") == {"prompt": "question", "completion": "answer"}
+    assert parse_pairs("--judge-set", ["api_key_env="], "", may_be_empty=True) == {"api_key_env": ""}
+    with pytest.raises(UserError, match="--field prompt=: expected NAME=VALUE"):
+        parse_pairs("--field", ["prompt="], "a=b")
 
 
 @pytest.mark.parametrize("assignment", ["scale=1", "a.scale", "a.=1", ".scale=1", "a.scale=", "="])

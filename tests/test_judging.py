@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from gsil_bench.evaluation.judging import EndpointJudge, EngineJudge, make_judge
 from gsil_bench.generation.endpoint_client import EndpointError, Refusal
 from gsil_bench.generation.engine import Completion, Engine, EngineError, Request, Sampling
 from gsil_bench.models.packing import TokenTree
-from gsil_bench.records import ItemScore
+from gsil_bench.records import ItemAnswer, ItemScore, write_jsonl
 from gsil_bench.reporting.mt_bench import RatingBounds, rating_bounds, turn_scores
 from gsil_bench.tasks.judge import JudgeRequest, NoReply, ReplayJudge
 from gsil_bench.tasks.mini import MT_BENCH
@@ -575,3 +576,28 @@ def test_fastchats_judgments_replayed(items: list[Item], tmp_path: Path) -> None
     assert [each.value for each in score(judge, items[:1])] == [4.0]
     with pytest.raises(UserError, match="holds the judgments of 2 models"):
         make_judge("replay", {"file": str(path)})
+
+
+# --- in a run ----------------------------------------------------------------------------------------------------------------
+
+
+def test_judging_reports_to_the_run_that_it_is_a_part_of(tmp_path: Path) -> None:
+    """So that its progress is seen, and an interruption stops it between two judgments."""
+    from gsil_bench import stages
+
+    class Rated:
+        metric, best, worst, runs_code = "rating", 10.0, 1.0, False
+
+        def score(self, items: Any, answers: Any, resources: ScoringResources) -> list[Score]:
+            resources.judge.advance(3)
+            return [Score(7.0, "") for _ in items]
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt(done)
+
+    write_jsonl(tmp_path / "answers.jsonl", [ItemAnswer("81", 0, ("Yes.",), ("stop",), (2,))])
+    resources = SimpleNamespace(advance=stop, scoring=ScoringResources(judge=SimpleNamespace(advance=lambda done: None)))
+    work: Any = SimpleNamespace(needs={"answers": SimpleNamespace(folder=tmp_path)}, resources=resources, folder=tmp_path)
+    task: Any = SimpleNamespace(task=Rated(), items=(Item("81", ("Really?",)),))
+    with pytest.raises(KeyboardInterrupt, match="3"):
+        stages.score_task(work, task)

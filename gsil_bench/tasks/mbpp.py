@@ -1,7 +1,8 @@
 """MBPP: short Python functions to write from a sentence and three asserts, which the answer must satisfy.
 
 - lm-eval-v1: three worked problems and the question as plain text, greedy, until "[DONE]". Task `mbpp` version 1.0 of lm-eval
-  0.4.13. It leaves out the published set-up code, without which one test problem (367) cannot be passed.
+  0.4.13. It leaves out the published set-up code, without which one test problem (367) cannot be passed. An answer has ten
+  seconds here, three there.
 - chat-v1: ours. A plain request; the program is found in the answer however it is wrapped, and the set-up code is run.
 - sanitized-chat-v1: the same on the 427 problems that the authors verified by hand, whose texts and tests differ.
 
@@ -23,11 +24,13 @@ from gsil_bench.data.sources import MBPP_FULL, MBPP_SANITIZED, Source, locate
 from gsil_bench.errors import unknown_name
 from gsil_bench.tasks.code_answers import FoundProgram, standalone
 from gsil_bench.tasks.humaneval import score_of
-from gsil_bench.tasks.programs import CheckedProgram, free_names, run_programs
+from gsil_bench.tasks.programs import CheckedProgram, ProgramLimits, free_names, run_programs
 from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources, Split, require_consent
 
 SPLITS: Mapping[str, range] = {"test": range(11, 511), "dev": range(511, 601), "train": range(601, 975)}
 SHOTS = (2, 3, 4)
+LIMITS = ProgramLimits(seconds=10.0, wall_seconds=30.0)
+"""The published solution of problem 123 alone takes two seconds of processor time, and more on a busy machine."""
 Row = Mapping[str, Any]
 
 
@@ -129,11 +132,11 @@ class Mbpp:
         texts = [answer[0] for _, answer in zip(items, answers, strict=True)]
         found = [self.program(item.reference, text) for item, text in zip(items, texts, strict=True)]
         pairs = list(zip(items, found, strict=True))
-        results = run_programs([_checked(item.reference, one, "tests") for item, one in pairs], resources.workers)
+        results = run_programs([_checked(item.reference, one, "tests") for item, one in pairs], resources.workers, LIMITS)
         scores = [score_of(one, text, result) for one, text, result in zip(found, texts, results, strict=True)]
         harder = [i for i, (item, _) in enumerate(pairs) if results[i].passed and item.reference["challenge_tests"]]
         challenged = [_checked(pairs[i][0].reference, pairs[i][1], "challenge_tests") for i in harder]
-        for i, result in zip(harder, run_programs(challenged, resources.workers), strict=True):
+        for i, result in zip(harder, run_programs(challenged, resources.workers, LIMITS), strict=True):
             scores[i] = Score(scores[i].value, scores[i].reason, {**scores[i].details, "challenge": result.passed})
         return scores
 
