@@ -31,6 +31,8 @@ from gsil_bench.reporting.comparison import Cell, Column, Comparison
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.variants import BASE, ROUND, all_settings, setting, spelt_out
 
+FOLDER = "ablation"
+"""Below --out: results of the variants, so that a comparison in the same folder keeps its own. They share the store."""
 LOSS = "loss"
 """The axis of other methods' losses, under the full method's protocol and training."""
 DATA = "limit_demonstrations"

@@ -337,7 +337,7 @@ def _ablate(
             return 0
         done = []
         for plan in plans:
-            finished = compare.carry_out(plan, Path(config.out))
+            finished = compare.carry_out(plan, Path(config.out) / ablate.FOLDER)
             if finished is None:
                 return compare.INTERRUPTED
             done.append(finished)

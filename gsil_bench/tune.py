@@ -41,6 +41,8 @@ TRIALS_FOLDER = "tuning"
 OBJECTIVE = "mean over tasks of (score − worst) / (best − worst) on the dev split"
 TRIALS = 5
 """Of each method, unless --trials says otherwise."""
+WIDEST = 15
+"""Trials of the default space at most: more would try rates that no model is trained with."""
 STEP = 2.0
 """Neighbours of the default space: each learning rate is this times the one before; --trials 5 spans a factor of 16."""
 MOST_REPEATED = 0.01
@@ -139,6 +141,8 @@ def read_space(path: str | None, methods: Sequence[Method], trials: int | None) 
     Raises:
         UserError: an unreadable file, an unknown method or setting, a value twice, fewer combinations than trials.
     """
+    if path is None and (trials or 0) > WIDEST:
+        raise UserError(f"--trials {trials}: the default space doubles the learning rate with each; name what to search: --space")
     declared = {ALL: {"learning_rate": {FACTORS: factors(trials or TRIALS)}}} if path is None else _load(path)
     where = "the default space" if path is None else f"--space {path}"
     names = [method.name for method in methods]

@@ -14,7 +14,7 @@ import yaml
 from gsil_bench.methods import Method, load_method
 from gsil_bench.records import CellResult, ItemScore, digest
 
-TASKS = {"mini-gsm8k": 40, "mini-mt-bench": 16, "held-out-nll": 12}
+TASKS = {"quiz": 40, "talk": 16, "held-out-nll": 12}
 """Name → items."""
 BASE = {"sft": 0.6, "sft-continued": 0.6, "gsil-logistic": 0.8, "start": 0.2}
 """Share of items that a method answers well; 0.5 for the others."""
@@ -29,7 +29,7 @@ FRAME = {
 
 def scores_of(task: str, share: float, count: int, rng: random.Random) -> list[float]:
     right = [float(rng.random() < share) for _ in range(count)]
-    if task == "mini-mt-bench":
+    if task == "talk":
         return [1.0 + 8.5 * score for score in right]
     return [0.1 + 0.3 * (1 - score) + 0.01 * rng.random() for score in right] if task == "held-out-nll" else right
 
@@ -39,7 +39,7 @@ def cell(method: Method, seed: int, task: str, count: int, **changes: Any) -> Ce
     rng = random.Random(f"{method.name} {seed} {task}")
     scores = scores_of(task, BASE.get(method.name, 0.5), count, rng)
     metric, best, worst = {
-        "mini-mt-bench": ("rating", 10.0, 1.0), "held-out-nll": ("nll", 0.0, None),
+        "talk": ("rating", 10.0, 1.0), "held-out-nll": ("nll", 0.0, None),
     }.get(task, ("accuracy", 1.0, 0.0))  # fmt: skip
     of_task: dict[str, Any] = {"items": digest([task, count])}
     if task != "held-out-nll":

@@ -22,6 +22,7 @@ from gsil_bench.errors import UserError
 from gsil_bench.leaderboard import submit as submission
 from gsil_bench.leaderboard.board import Board, boards_of
 from gsil_bench.leaderboard.build import build, generated
+from gsil_bench.leaderboard.check import check_task
 from gsil_bench.leaderboard.entries import Entry, Said, entry_of, entry_path, entry_text, mean_score, read_entries, without_paths
 from gsil_bench.leaderboard.export import export
 from gsil_bench.leaderboard.schema import KEYWORDS, SCHEMA, problems
@@ -61,7 +62,7 @@ def check(folder: Path) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def path_of(folder: Path, method: str = "sft", seed: int = 0, task: str = "mini-gsm8k") -> Path:
+def path_of(folder: Path, method: str = "sft", seed: int = 0, task: str = "quiz") -> Path:
     return next(folder.glob(f"results/*/{task}/{method}-seed{seed}.json"))
 
 
@@ -86,7 +87,7 @@ def test_a_built_leaderboard_passes(built: Path) -> None:
 def test_an_entry_holds_the_scores_and_no_trace_of_the_machine(built: Path) -> None:
     path = path_of(built)
     data = json.loads(path.read_text(encoding="utf-8"))
-    original = cell(load_method("sft"), 0, "mini-gsm8k", TASKS["mini-gsm8k"])
+    original = cell(load_method("sft"), 0, "quiz", TASKS["quiz"])
     assert data["items"]["scores"] == [item.score for item in original.items]
     assert data["score"] == sum(item.score or 0 for item in original.items) / 40
     assert data["demonstrations"]["source"] == "mine.jsonl"
@@ -94,7 +95,7 @@ def test_an_entry_holds_the_scores_and_no_trace_of_the_machine(built: Path) -> N
 
 
 def test_a_thousand_items_take_less_than_25_kilobytes() -> None:
-    entry = entry_of(cell(load_method("sft"), 0, "mini-gsm8k", 1000))
+    entry = entry_of(cell(load_method("sft"), 0, "quiz", 1000))
     assert len(entry_text(entry.data).encode()) < 25_000
 
 
@@ -102,7 +103,7 @@ def test_the_statistics_of_entries_are_those_of_the_results(built: Path) -> None
     """Every number of every cell, from the run's own results and from what the leaderboard keeps of them."""
     before = Comparison.of(run_of(METHODS), methods=METHODS, tasks=sorted(TASKS), control="sft-continued")
     (found,) = boards_of(read_entries(built)[0])
-    assert [column.task for column in found.comparison.columns] == ["mini-gsm8k", "mini-mt-bench", "held-out-nll"]
+    assert [column.task for column in found.comparison.columns] == ["quiz", "talk", "held-out-nll"]
     after = {column.task: column.cells for column in found.comparison.columns}
     for column in before.columns:
         for mine, theirs in zip(column.cells, after[column.task], strict=True):
@@ -131,7 +132,7 @@ def test_mean_is_rounded_once() -> None:
         (r"C:\Users\ada\mine.jsonl", "mine.jsonl"),
         ("~/runs/mine.jsonl", "mine.jsonl"),
         ("https://arxiv.org/abs/2410.10093", "https://arxiv.org/abs/2410.10093"),
-        ("mini-gsm8k/greedy-v1 and a / b", "mini-gsm8k/greedy-v1 and a / b"),
+        ("quiz/greedy-v1 and a / b", "quiz/greedy-v1 and a / b"),
     ],
 )
 def test_paths_of_a_machine_are_cut_to_names(text: str, kept: str) -> None:
@@ -216,7 +217,53 @@ def test_a_tampered_result_is_refused(board: Path, what: str) -> None:
     code, output = check(board)
     assert code == 1
     assert message in output
-    assert "mini-gsm8k/sft-seed" in output  # the file is named
+    assert "quiz/sft-seed" in output  # the file is named
+
+
+def consistent(data: dict[str, Any]) -> None:
+    """As a careful forger leaves it: score, counts and digest follow from the items."""
+    items = data["items"]
+    data["score"], data["unscored"] = mean_score(items["scores"]), sum(score is None for score in items["scores"])
+    items["sha256"] = digest([list(pair) for pair in zip(items["ids"], items["scores"], strict=True)])
+
+
+def keep_right_items(data: dict[str, Any]) -> None:
+    right = [number for number, score in enumerate(data["items"]["scores"]) if score]
+    data["items"] |= {key: [data["items"][key][number] for number in right] for key in ("ids", "scores")}
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "wrong answers left out": (keep_right_items, "items.ids: not the items of"),
+    "an invented item": (lambda data: data["items"]["ids"].__setitem__(0, "0" * 12), "items.ids: not the items of"),
+    "another scale": (set_at("best", value=2), "best: 2 against 1"),
+    "a limit that was none": (set_at("limit", value=10), "limit: 10 against null"),
+    "a cost below nothing": (set_at("cost", "seconds", value=-1.0), "cost.seconds: -1.0 is below 0"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_consistent_forgery_differs_from_the_other_rows(board: Path, what: str) -> None:
+    change, message = FORGED[what]
+    edited(path_of(board), lambda data: (change(data), consistent(data)))
+    code, output = check(board)
+    assert code == 1
+    assert message in output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["items"]["ids"].__setitem__(0, "0" * 12), "items.ids: not the 1000 items that the task asks"),
+        (lambda data: data["items"]["scores"].__setitem__(0, 0.5), "items.scores: 0.5, but accuracy gives one answer 0 or 1"),
+        (set_at("metric", value="exact_match"), 'metric: says "exact_match", the task has "accuracy"'),
+    ],
+)
+def test_items_of_an_embedded_task_are_the_tasks_own(change: Callable[[dict[str, Any]], object], message: str) -> None:
+    path = next((ROOT / "leaderboards" / "results").glob("mini-*/mini-gsm8k/sft-seed0.json"))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert list(check_task(Entry("mini", data))) == []
+    change(data)
+    assert any(message in line for line in check_task(Entry("mini", data)))
 
 
 def test_scores_outside_the_scale_are_refused(board: Path) -> None:
@@ -252,7 +299,7 @@ def test_a_copy_under_another_name_is_refused(board: Path) -> None:
     (board / entry_path(data)).write_text(entry_text(data), encoding="utf-8")
     code, output = check(board)
     assert code == 1 and "sft-seed7.json: fingerprint: the same cell as" in output
-    assert "no result for seed 7 on mini-mt-bench, which other tasks have" in output
+    assert "no result for seed 7 on talk, which other tasks have" in output
 
 
 def test_a_result_in_another_place_is_refused(board: Path) -> None:
@@ -262,7 +309,7 @@ def test_a_result_in_another_place_is_refused(board: Path) -> None:
 
 def test_a_result_that_was_left_out_shows(board: Path) -> None:
     path_of(board, "sft", 1).unlink()
-    assert "sft: no result for seed 1 on mini-gsm8k, which other tasks have" in check(board)[1]
+    assert "sft: no result for seed 1 on quiz, which other tasks have" in check(board)[1]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +413,7 @@ def spoil(value: Any, rng: random.Random) -> None:
 def entries_with(**comparable: Any) -> list[Entry]:
     """Two methods and the model as given, with something changed in what must be equal."""
     found = []
-    for result in run_of(("start", "sft", "gsil-logistic"), (0,), {"mini-gsm8k": 20}):
+    for result in run_of(("start", "sft", "gsil-logistic"), (0,), {"quiz": 20}):
         changed = {key: value for key, value in comparable.items() if not (key == "budget" and result.method == "start")}
         fingerprint = digest([result.fingerprint, comparable])
         found.append(entry_of(dataclasses.replace(result, comparable={**result.comparable, **changed}, fingerprint=fingerprint)))
@@ -383,7 +430,7 @@ def rows_of(boards: list[Board]) -> list[list[str]]:
 )
 def test_what_differs_in_more_than_the_method_has_another_table(key: str, value: str) -> None:
     value = digest(value) if key in ("model", "demonstrations") else value
-    results = run_of(("start", "sft", "gsil-logistic"), (0,), {"mini-gsm8k": 20})
+    results = run_of(("start", "sft", "gsil-logistic"), (0,), {"quiz": 20})
     others = []
     for result in results:
         changed = dataclasses.replace(
@@ -401,10 +448,10 @@ def test_another_budget_has_another_table_and_the_given_model_stands_on_both() -
 
 
 def test_a_task_asked_in_two_ways_has_two_columns() -> None:
-    boards = boards_of([*entries_with(), *entries_with(protocol="mini-gsm8k/sampled-v1", items=digest("others"))])
+    boards = boards_of([*entries_with(), *entries_with(protocol="quiz/sampled-v1", items=digest("others"))])
     (found,) = boards
     assert len(found.comparison.columns) == 2
-    assert all(re.fullmatch(r"mini-gsm8k \([0-9a-f]{6}\)", column.task) for column in found.comparison.columns)
+    assert all(re.fullmatch(r"quiz \([0-9a-f]{6}\)", column.task) for column in found.comparison.columns)
     assert not any(cell.against.outcome == "refused" for column in found.comparison.columns for cell in column.cells)
 
 
@@ -438,11 +485,11 @@ def refuse(results: list[Any], tmp_path: Path, match: str, **choices: Any) -> No
 
 def test_an_incomplete_run_is_refused_with_the_reason(tmp_path: Path) -> None:
     """A canary that failed leaves no result; the run's table knows why."""
-    results = [each for each in run_of(METHODS) if (each.method, each.task) != ("sft", "mini-gsm8k")]
-    reason = "canaries of mini-gsm8k: CanaryError: gold answers score 0.9"
+    results = [each for each in run_of(METHODS) if (each.method, each.task) != ("sft", "quiz")]
+    reason = "canaries of quiz: CanaryError: gold answers score 0.9"
     refuse(
-        results, tmp_path, rf"no result of sft, seed 0, on mini-gsm8k \(and 1 more cells\): {reason}; finish the comparison",
-        failures=[{"method": "sft", "task": "mini-gsm8k", "reason": reason}],
+        results, tmp_path, rf"no result of sft, seed 0, on quiz \(and 1 more cells\): {reason}; finish the comparison",
+        failures=[{"method": "sft", "task": "quiz", "reason": reason}],
     )  # fmt: skip
 
 
@@ -452,12 +499,12 @@ def test_a_missing_seed_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_method_of_which_all_failed_is_refused(tmp_path: Path) -> None:
-    failures = [{"method": "spin", "task": "mini-gsm8k", "reason": "train spin: diverged"}]
+    failures = [{"method": "spin", "task": "quiz", "reason": "train spin: diverged"}]
     refuse(run_of(METHODS), tmp_path, "no result of spin, seed 0", failures=failures)
 
 
 def test_chosen_methods_need_not_wait_for_the_others(tmp_path: Path) -> None:
-    failures = [{"method": "spin", "task": "mini-gsm8k", "reason": "train spin: diverged"}]
+    failures = [{"method": "spin", "task": "quiz", "reason": "train spin: diverged"}]
     run = write_run(tmp_path / "run", run_of(METHODS), failures)
     assert len(submit(run, tmp_path / "board", methods=["sft", "start"]).written) == 9
     with pytest.raises(UserError, match="did you mean 'sft'"):
@@ -546,7 +593,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     method = dataclasses.replace(
         load_method("gsil-brier"), name="ipo", summary=HOSTILE, formula=HOSTILE, paper=f"{HOSTILE} javascript:x"
     )
-    results = [cell(method, 0, "mini-gsm8k", 20, warnings=(HOSTILE,))]
+    results = [cell(method, 0, "quiz", 20, warnings=(HOSTILE,))]
     results[0].provenance["inputs"]["model"]["name"] = HOSTILE
     submit(write_run(tmp_path / "run", results), tmp_path / "board", Said(sources=OUTSIDE))
     build(tmp_path / "board", boards_of(read_entries(tmp_path / "board")[0]))

@@ -8,26 +8,32 @@ the command that the entry describes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.errors import UnavailableError, UserError, unknown_name
 from gsil_bench.leaderboard.board import boards_of
 from gsil_bench.leaderboard.build import generated
-from gsil_bench.leaderboard.entries import RESULTS, Entry
+from gsil_bench.leaderboard.entries import RESULTS, Entry, item_id
 from gsil_bench.methods import baseline_methods, load_method
 from gsil_bench.records import canonical
+from gsil_bench.reporting.comparison import ZERO_OR_ONE
+from gsil_bench.tasks import TASKS, load_task
+from gsil_bench.tasks.task import Task
 
 DEFINES = ("loss", "needs", "batches", "normalise")
 """Fields of a record that its registered method decides; settings, training and protocol may be set by a user."""
+EMBEDDED = "gsil_bench.tasks.mini"
+"""Module of the tasks that bring their items along."""
 WORDS_OF_RECORD = frozenset({"summary", "formula", "paper"})
 """Fields of a record that change no weight."""
 
 
 def check_entries(entries: Sequence[Entry]) -> list[str]:
-    """Unknown methods, doubles, and seeds of one row that were made differently."""
-    methods = [line for entry in entries for line in check_method(entry)]
-    return [*methods, *_doubles(entries), *_uneven(entries), *_gaps(entries)]
+    """Unknown methods, items that are not the task's, doubles, and seeds of one row that were made differently."""
+    alone = [line for entry in entries for line in (*check_method(entry), *check_task(entry))]
+    return [*alone, *_doubles(entries), *_other_items(entries), *_uneven(entries), *_gaps(entries)]
 
 
 def check_method(entry: Entry) -> Iterator[str]:
@@ -51,6 +57,51 @@ def check_method(entry: Entry) -> Iterator[str]:
         if field in record and record[field] != registered[field]:
             said, true = canonical(record[field]), canonical(registered[field])
             yield f"{entry.path}: method.record.{field}: says {said}, {base} of this repository has {true}"
+
+
+def check_task(entry: Entry) -> Iterator[str]:
+    """Scale, metric and scores must be those that the task gives; of the embedded tasks the items too, which need no data."""
+    if entry.task not in TASKS:
+        return
+    try:
+        task = load_task(entry.task)
+    except UnavailableError:  # a library that is not here
+        return
+    for field in ("metric", "best", "worst"):
+        if entry.data[field] != getattr(task, field):
+            yield f"{entry.path}: {field}: says {canonical(entry.data[field])}, the task has {canonical(getattr(task, field))}"
+    items = entry.data["items"]
+    if task.metric in ZERO_OR_ONE and task.protocol.samples == 1:
+        graded = next((score for score in items["scores"] if score not in (None, 0, 1)), None)
+        if graded is not None:
+            yield f"{entry.path}: items.scores: {graded}, but {task.metric} gives one answer 0 or 1"
+    if type(task).__module__ == EMBEDDED:
+        ids, content = _embedded_items(entry.task, entry.data["limit"])
+        if (items["ids"], entry.data["comparable"]["items"]) != (ids, content):
+            yield f"{entry.path}: items.ids: not the {len(ids)} items that the task asks"
+
+
+@cache
+def _embedded_items(name: str, limit: int | None) -> tuple[list[str], str]:
+    """The ids and the digest of an embedded task's items."""
+    from gsil_bench.inputs import TaskInput
+
+    task: Task = load_task(name)
+    items = tuple(task.items("test", None))[:limit]
+    return [item_id(item.id) for item in items], TaskInput(task, items).content
+
+
+def _other_items(entries: Iterable[Entry]) -> Iterator[str]:
+    """Cells that claim the same items of a task, and have others or another scale: leaving out wrong answers would go unseen."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        base = first.setdefault(canonical([entry.task, entry.data["comparable"]["items"]]), entry)
+        for field in ("metric", "best", "worst", "limit"):
+            if entry.data[field] != base.data[field]:
+                mine, theirs = canonical(entry.data[field]), canonical(base.data[field])
+                yield f"{entry.path}: {field}: {mine} against {theirs} of {base.path}, on the same items"
+        if set(entry.data["items"]["ids"]) != set(base.data["items"]["ids"]):
+            yield f"{entry.path}: items.ids: not the items of {base.path}, though both name the same digest of the task's items"
 
 
 def _doubles(entries: Iterable[Entry]) -> Iterator[str]:

@@ -149,7 +149,9 @@ def _data_of(result: CellResult, said: Said) -> dict[str, Any]:
         "metric": result.metric,
         "best": result.best,
         "worst": result.worst,
-        "limit": configuration.get("limit"),
+        "limit": configuration.get("limit")
+        if "protocol" in result.comparable
+        else None,  # the held-out loss has no items to limit
         "comparable": dict(result.comparable),
         "score": mean_score(scores),
         "unscored": sum(score is None for score in scores),

@@ -20,6 +20,7 @@ KEYWORDS = frozenset({"type", "const", "enum", "pattern", "minimum", "minLength"
 SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 LINK = {"type": ["string", "null"], "pattern": "^https?://[^\\s<>\"']+$", "maxLength": 500}
 COUNTS = {"type": "object", "additionalProperties": {"type": "number"}}
+COST = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
 UTC = "^\\d{4}-\\d\\d-\\d\\dT[\\d:.]+([+]00:00|Z)$"
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 TASK_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})*$"
@@ -162,7 +163,7 @@ SCHEMA: dict[str, Any] = {
             "unscored": _field("Items without a score.", type="integer", minimum=0),
             "items": _ITEMS,
             "counts": _field("Diagnoses: answers, truncated, errors, generated_tokens, …", **COUNTS),
-            "cost": _field("Of the training: steps, tokens, scored_tokens, flops, seconds.", **COUNTS),
+            "cost": _field("Of the training: steps, tokens, scored_tokens, flops, seconds.", **COST),
             "tuning": _TUNING,
             "warnings": _field(
                 "What a reader should know of how it was trained.", type="array", items={"type": "string", "maxLength": 1000}

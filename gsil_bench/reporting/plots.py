@@ -133,7 +133,7 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 def forest(column: Column, control: str, name: str) -> Plot:
     """Differences of one task's methods to the control with 95 % intervals; the band is the margin of equivalence."""
     cells = [cell for cell in column.cells if cell.against.outcome not in ("", "control", "no control")]
-    unit, shown = column.unit, [cut(cell.method, NAME) for cell in cells]
+    unit, shown = column.unit, [_short(cell.method) for cell in cells]
     words = [_verdict_words(cell, column) for cell in cells]
     left = 0.3 + CHARACTER * max(map(len, [*shown, "method"]))
     right = 0.25 + 0.9 * CHARACTER * max(len(line) for text in [*words, "○ not resolved"] for line in text.split("\n"))
@@ -158,7 +158,7 @@ def forest(column: Column, control: str, name: str) -> Plot:
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(library("matplotlib.ticker", "plots").MaxNLocator(4))
         direction = "(better →)" if column.higher_is_better else "(← better)"
-        label = f"difference to {cut(control, NAME)}{_in(unit.of_difference)} {direction}"
+        label = f"difference to {_short(control)}{_in(unit.of_difference)} {direction}"
         figure.text(min(left, WIDTH - 0.1 - CHARACTER * len(label)) / WIDTH, 0.15 / height, label, va="center")
         _title(figure, f"{column.task} ({column.metric})")
     return Plot(name, f"Differences on {one_line(column.task)}", _forest_text(column, cells, control), figure)
@@ -307,7 +307,7 @@ def costs(table: Mapping[str, Mapping[str, float]], methods: Sequence[str], name
             axes = figure.add_subplot(grid[0, at])
             for row, method in enumerate(shown):
                 axes.barh(row, amounts.get(method, 0.0), color=look[method].colour, height=0.62)
-            axes.set_yticks(range(len(shown)), [cut(method, NAME) for method in shown] if at == 0 else [""] * len(shown))
+            axes.set_yticks(range(len(shown)), [_short(method) for method in shown] if at == 0 else [""] * len(shown))
             axes.set_ylim(len(shown) - 0.45, -0.55)
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_locator(library("matplotlib.ticker", "plots").MaxNLocator(2))
@@ -356,8 +356,8 @@ def _value_name(value: Any) -> str:
 
 
 def _draw_value(axes: Any, place: int, record: Mapping[str, Any]) -> None:
-    """One value's score with its interval."""
-    if record["score"] is None:
+    """One value's score with its interval; none of one that cannot be compared."""
+    if record["score"] is None or record["verdict"] == "refused":
         return
     colour, marker, _ = VERDICTS.get(record["verdict"], (INK, "D", ""))
     ends = [end for end in (record["low"], record["high"]) if end is not None]
@@ -372,7 +372,7 @@ def _sensitivity_text(records: Sequence[Mapping[str, Any]]) -> str:
         f"{one_line(record['task'])}, {one_line(str(record['axis']))} {_value_name(record['value'])}: {record['score']:.3g}, "
         f"{one_line(record['verdict'])}"
         for record in records
-        if record["score"] is not None
+        if record["score"] is not None and record["verdict"] != "refused"
     ]
     return f"Scores with 95 % intervals. {'; '.join(said)}."
 
@@ -443,6 +443,12 @@ def _figure(height: float, width: float = WIDTH) -> Any:
     return figure
 
 
+def _short(name: str) -> str:
+    """A method's name that a plot has room for: its beginning and its end, where variants differ."""
+    name = one_line(name)
+    return name if len(name) <= NAME else f"{name[: NAME - 11].rstrip()}…{name[-10:].lstrip()}"
+
+
 def _title(figure: Any, title: str) -> None:
     width, height = figure.get_size_inches()
     figure.text(0.08 / width, 1 - 0.2 / height, cut(title, 80), weight="bold", va="center")
@@ -474,7 +480,7 @@ def _legend(figure: Any, names: Sequence[str], look: Mapping[str, Look], markers
                            borderaxespad=0, borderpad=0, handlelength=1.9, fontsize=9, labelspacing=0.4, columnspacing=1.4,
                            ncols=_legend_columns(names, width))  # fmt: skip
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(cut(name, NAME))
+        text.set_text(_short(name))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from gsil_bench.reporting.wording import (
     letter_texts,
     one_line,
     outcome_text,
+    p_digits,
     remarks,
     render_summary,
     row_names,
@@ -129,7 +130,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _latex_p(p: float) -> str:
-    return "$<0.001$" if p < 0.001 else f"{p:.2g}"
+    return "$<0.001$" if p < 0.001 else p_digits(p)
 
 
 def _latex_number(text: str) -> str:

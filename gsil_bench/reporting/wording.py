@@ -393,4 +393,9 @@ def _grounds(cell: Cell, column: Column) -> str:
 
 
 def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+    return "p < 0.001" if value < 0.001 else f"p = {p_digits(value)}"
+
+
+def p_digits(value: float) -> str:
+    """A p value; in three digits where two would hide on which side of 0.05 it lies."""
+    return f"{value:.3g}" if 0.045 <= value < 0.055 else f"{value:.2g}"
