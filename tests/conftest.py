@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from pathlib import Path
 
 os.environ.setdefault(
@@ -15,6 +17,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if threading.current_thread() is threading.main_thread():
+    # A shell that starts the tests in the background has Ctrl-C ignored, and whatever they start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
