@@ -362,6 +362,9 @@ def test_rounds_are_reported_without_a_grid(command: Callable[..., list[str]], t
     text = (tmp_path / "out" / "ablation.md").read_text()
     assert "did round k of gsil-logistic help?" in text
     record = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert (tmp_path / "out" / "ablation" / "results").is_dir()
+    assert not (tmp_path / "out" / "results").exists()  # a comparison in the same folder keeps its own
+    assert not (tmp_path / "out" / "config.yaml").exists()
     rounds = [(row["method"], row["changed"]) for row in record["rows"] if row["kind"] == "round" and row["task"] == "letters"]
     assert rounds == [
         ("gsil-logistic--round-1", {"round": 1, "against": "start"}),

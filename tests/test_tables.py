@@ -21,7 +21,7 @@ from gsil_bench.records import CellFailure, CellResult, ItemScore, result_from_j
 from gsil_bench.reporting.comparison import Cell, Comparison
 from gsil_bench.reporting.tables import render_csv, render_json, render_latex, render_markdown
 from gsil_bench.reporting.terminal import render_terminal
-from gsil_bench.reporting.wording import footer, render_summary
+from gsil_bench.reporting.wording import footer, p_digits, render_summary
 
 COMPARABLE = {"model": "tiny", "template": "t1", "budget": {"tokens": 1000, "epochs": 2}, "protocol": "greedy-v1"}
 
@@ -680,3 +680,7 @@ def test_every_score_is_the_mean_of_its_items() -> None:
 def mean(tables: Sequence[Mapping[str, float | None]], keys: Sequence[str]) -> float:
     values = [score for table in tables for key in keys if (score := table[key]) is not None]
     return sum(values) / len(values)
+
+
+def test_a_p_value_shows_on_which_side_of_the_level_it_lies() -> None:
+    assert [p_digits(value) for value in (0.0498, 0.0502, 0.044, 0.0012)] == ["0.0498", "0.0502", "0.044", "0.0012"]

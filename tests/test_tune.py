@@ -60,6 +60,13 @@ def test_the_default_space_is_a_log_grid_of_learning_rates_around_each_methods_o
     assert read_space(None, [SFT], None).budget == 5
 
 
+def test_the_default_space_ends_before_rates_that_train_nothing() -> None:
+    method = load_method("sft")
+    assert read_space(None, [method], 15).budget == 15
+    with pytest.raises(UserError, match="--trials 16: the default space doubles the learning rate with each"):
+        read_space(None, [method], 16)
+
+
 def test_every_method_gets_the_same_number_of_trials_from_its_own_space(tmp_path: Path) -> None:
     path = space_file(tmp_path, "all: {learning_rate: {factors: [0.5, 1, 2]}}\ngsil-logistic: {scale: [0.1, 0.5, 1]}\n")
     space = read_space(path, [SFT, LOGISTIC], 3)
