@@ -21,6 +21,7 @@ from gsil_bench.models.head import (
     backbone,
     check_head,
     choose_kernel,
+    logps_and_normalisers,
     scored_logps,
     tiled_logps,
 )
@@ -535,3 +536,78 @@ def _is_installed(name: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(name) is not None
+
+
+# Normalisers.
+
+
+def plain_normalisers(hidden: Tensor, head: Head) -> Tensor:
+    """log Σ exp of whole logits."""
+    z = head.scale * nn.functional.linear(hidden, head.weight, head.bias)
+    return (z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)).logsumexp(1)
+
+
+@pytest.mark.parametrize("size", TILES, ids=str)
+@pytest.mark.parametrize(("biased", "scale", "softcap"), HEADS)
+def test_normalisers_and_their_gradients_are_those_of_logsumexp(
+    tile: Callable[[int, int], None], size: tuple[int, int], biased: bool, scale: float, softcap: float | None
+) -> None:
+    """Against finite differences in fp64, of both outputs at once; and against autograd on whole logits for a loss of both."""
+    tile(*size)
+    hidden, weight, bias, targets = operands(8, 6, 11)
+    leaves = (hidden, weight, bias) if biased else (hidden, weight)
+
+    def both(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return logps_and_normalisers(hidden, Head(weight, bias, scale, softcap), targets)
+
+    head = Head(weight, bias if biased else None, scale, softcap)
+    wanted = plain(hidden, head, targets), plain_normalisers(hidden, head)
+    found = both(*leaves)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(both, leaves)
+    gradients = [
+        torch.autograd.grad((logps.sin() + (logps + normalisers) * normalisers).sum(), leaves, retain_graph=True)
+        for logps, normalisers in (found, wanted)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+def test_normalisers_alone_have_their_gradient_too() -> None:
+    """d log Σ exp z / dz = p."""
+    hidden, weight, bias, targets = operands(8, 6, 11)
+    normalisers = logps_and_normalisers(hidden, Head(weight, bias), targets)[1]
+    (found,) = torch.autograd.grad(normalisers.sum(), bias)
+    torch.testing.assert_close(found, nn.functional.linear(hidden, weight, bias).softmax(1).sum(0))
+
+
+def test_a_log_prob_and_its_normaliser_are_the_targets_logit_by_hand() -> None:
+    """z = (1, 2), target 0: −log(1 + e) + log(e + e²) = 1; and the gradient of that sum in z is onehot."""
+    hidden = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    logps, normalisers = logps_and_normalisers(hidden, Head(torch.eye(2), None), torch.tensor([0]))
+    (logps + normalisers).sum().backward()
+    assert (logps + normalisers).item() == pytest.approx(1.0)
+    assert normalisers.item() == pytest.approx(math.log(math.e + math.e**2))
+    torch.testing.assert_close(hidden.grad, torch.tensor([[1.0, 0.0]]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_normalisers_need_no_larger_tensor_either(tile: Callable[[int, int], None], softcap: float | None) -> None:
+    tile(32, 64)
+    hidden, weight, bias, targets = operands(200, 8, 500, torch.float32)
+    with Shapes() as shapes:
+        logps, normalisers = logps_and_normalisers(hidden, Head(weight, bias, 1.0, softcap), targets)
+        (logps * normalisers).sum().backward()
+    assert max(shapes.sizes)[0] == max(500 * 8, 32 * 64)
+
+
+@pytest.mark.parametrize(("biased", "scale", "softcap"), HEADS)
+def test_a_tempered_head_divides_the_logits(biased: bool, scale: float, softcap: float | None) -> None:
+    """log softmax(z / 0.7), with z what the model's head gives, cap included."""
+    hidden, weight, bias, targets = operands(8, 6, 11)
+    head = Head(weight, bias if biased else None, scale, softcap)
+    z = scale * nn.functional.linear(hidden, weight, bias if biased else None)
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    logps, normalisers = logps_and_normalisers(hidden, head.tempered(0.7), targets)
+    torch.testing.assert_close(logps, (z / 0.7).log_softmax(1).gather(1, targets[:, None]).squeeze(1))
+    torch.testing.assert_close(normalisers, (z / 0.7).logsumexp(1))
+    assert head.tempered(1.0) is head

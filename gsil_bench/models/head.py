@@ -1,4 +1,5 @@
-"""The LM head on scored positions: hidden states in, the log-prob of each position's target token out.
+"""The LM head on scored positions: hidden states in, the log-prob of each position's target token out, and on request the
+normaliser log Σ exp of the logits.
 
 Logits exist for one tile of positions × vocabulary entries at a time, in at least fp32, and are computed again in the backward
 pass. Memory therefore does not grow with positions × vocabulary, and a log-prob does not carry the rounding of bf16 logits (a
@@ -63,6 +64,13 @@ class Head:
         scale, softcap = _logit_changes(model)
         return Head(layer.weight, layer.bias, scale, softcap)
 
+    def tempered(self, temperature: float) -> Head:
+        """The head whose logits are those of this one divided by a temperature: cap(z) / T caps z / T at softcap / T."""
+        if temperature == 1:
+            return self
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return Head(self.weight, self.bias, self.scale / temperature, softcap)
+
 
 Kernel = Callable[[Tensor, Head, Tensor], Tensor]
 """(hidden, head, targets) → log-probs; the arguments and the result of `scored_logps`."""
@@ -70,12 +78,21 @@ Kernel = Callable[[Tensor, Head, Tensor], Tensor]
 
 def tiled_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """`scored_logps` in plain PyTorch, on every device."""
+    return logps_and_normalisers(hidden, head, targets)[0]
+
+
+def logps_and_normalisers(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log π(target) and log Σ exp of the logits at every position, both as `scored_logps` and differentiable; always in tiles.
+
+    Returns:
+        (positions,) each; their sum is the target's logit.
+    """
     dtype = _operand_dtype(hidden, head)
     tile = TILES.get(hidden.device.type, TILES["cuda"])
-    logps: Tensor = _TiledLogps.apply(  # type: ignore[no-untyped-call]
+    both: tuple[Tensor, Tensor] = _TiledLogps.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, targets, head.scale, head.softcap, dtype, tile
     )
-    return logps
+    return both
 
 
 def scored_logps(hidden: Tensor, head: Head, targets: Tensor, kernel: Kernel = tiled_logps) -> Tensor:
@@ -93,7 +110,9 @@ def scored_logps(hidden: Tensor, head: Head, targets: Tensor, kernel: Kernel = t
 
 
 class _TiledLogps(torch.autograd.Function):
-    """z[target] − max z − log Σ exp(z − max z), tile by tile, with z computed again in the backward pass."""
+    """z[target] − max z − log Σ exp(z − max z), and max z + log Σ exp(z − max z), tile by tile, with z computed again in the
+    backward pass.
+    """
 
     @staticmethod
     def forward(
@@ -106,21 +125,24 @@ class _TiledLogps(torch.autograd.Function):
         softcap: float | None,
         dtype: torch.dtype,
         tile: tuple[int, int],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         tiles = _Tiles(hidden.detach(), weight.detach(), None if bias is None else bias.detach(), scale, softcap, dtype, tile)
         with torch.autocast(hidden.device.type, enabled=False):
             logps, largest, total = _forward(tiles, targets)
         ctx.save_for_backward(hidden, weight, bias, targets, largest, total)
         ctx.setting = (scale, softcap, dtype, tile)
-        return logps
+        ctx.set_materialize_grads(False)  # a loss that does not use the normalisers takes the shorter way back
+        return logps, largest + total.log()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_logps: Tensor | None, of_normalisers: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, largest, total = ctx.saved_tensors
         tiles = _Tiles(hidden, weight, bias, *ctx.setting)
+        if of_logps is None:
+            of_logps = torch.zeros_like(largest)
         with torch.autocast(hidden.device.type, enabled=False):
-            gradients = _backward(tiles, targets, largest, total, gradient, ctx.needs_input_grad[:3])
+            gradients = _backward(tiles, targets, largest, total, of_logps, of_normalisers, ctx.needs_input_grad[:3])
         return *gradients, None, None, None, None, None
 
 
@@ -209,20 +231,35 @@ def _forward(tiles: _Tiles, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(
-    tiles: _Tiles, targets: Tensor, largest: Tensor, total: Tensor, gradient: Tensor, needed: tuple[bool, bool, bool]
+    tiles: _Tiles,
+    targets: Tensor,
+    largest: Tensor,
+    total: Tensor,
+    of_logps: Tensor,
+    of_normalisers: Tensor | None,
+    needed: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of hidden, weight and bias in their dtypes; of those that are needed, None for the others."""
+    """Gradients of hidden, weight and bias in their dtypes; of those that are needed, None for the others.
+
+    With gradients g of the log-prob and n of the normaliser, that of a logit is g (onehot − p) + n p: a row's slope p − onehot
+    times the factor −g, or, where there is an n, (g − n) p − g onehot times −1.
+    """
     buffer = tiles.buffer()
     of_hidden, of_weight, of_bias = (
         torch.zeros(source.shape, dtype=buffer.dtype, device=buffer.device) if need and source is not None else None
         for source, need in zip((tiles.hidden, tiles.weight, tiles.bias), needed, strict=True)
     )
-    factor = gradient.to(buffer.dtype) * -tiles.scale
+    factor = of_logps.to(buffer.dtype) * -tiles.scale
+    weights: tuple[Tensor, Tensor] | None = None
+    if of_normalisers is not None:
+        weights = (of_logps.to(buffer.dtype) - of_normalisers.to(buffer.dtype), of_logps.to(buffer.dtype))
+        factor = torch.full_like(factor, -tiles.scale)
     for rows, hidden in tiles.rows():
         weighted = hidden * factor[rows, None] if of_weight is not None else hidden
         for columns, weight in tiles.columns():
             z = tiles.logits(hidden, weight, columns, buffer)
-            slope = _slope(tiles, z, columns, targets[rows], largest[rows], total[rows])
+            of_rows = None if weights is None else (weights[0][rows], weights[1][rows])
+            slope = _slope(tiles, z, columns, targets[rows], largest[rows], total[rows], of_rows)
             if of_hidden is not None:
                 tiles.add_product(of_hidden[rows], slope, weight)
             if of_weight is not None:
@@ -238,12 +275,26 @@ def _backward(
     )
 
 
-def _slope(tiles: _Tiles, z: Tensor, columns: slice, targets: Tensor, largest: Tensor, total: Tensor) -> Tensor:
-    """−d log π(target) / dz before cap, over a tile of z and in its place: (p − onehot) · cap′, in at least fp32."""
+def _slope(
+    tiles: _Tiles,
+    z: Tensor,
+    columns: slice,
+    targets: Tensor,
+    largest: Tensor,
+    total: Tensor,
+    weights: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """−d log π(target) / dz before cap, over a tile of z and in its place: (p − onehot) · cap′, in at least fp32.
+
+    Args:
+        weights: of p and of onehot in each row, where they are not 1.
+    """
     cap = None if tiles.softcap is None else 1 - (z / tiles.softcap).square_()
-    p = z.sub_(largest[:, None]).exp_().mul_(total.reciprocal()[:, None])
+    share = total.reciprocal() if weights is None else weights[0] / total
+    p = z.sub_(largest[:, None]).exp_().mul_(share[:, None])
     index, inside = _place(targets, columns)
-    p.scatter_add_(1, index[:, None], -inside[:, None].to(p.dtype))
+    here = inside.to(p.dtype) if weights is None else inside * weights[1]
+    p.scatter_add_(1, index[:, None], -here[:, None])
     return p if cap is None else p.mul_(cap)
 
 
