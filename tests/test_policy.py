@@ -29,6 +29,7 @@ from transformers import (
 from gsil_bench.errors import UserError
 from gsil_bench.models import attention, policy
 from gsil_bench.models.attention import CannotShareError
+from gsil_bench.models.noise import EmbeddingNoise
 from gsil_bench.models.packing import LAYOUTS, TokenTree
 from gsil_bench.models.policy import Policy
 
@@ -226,3 +227,88 @@ def test_a_window_that_does_not_reach_attention_is_noticed(
     with caplog.at_level(logging.WARNING), Policy(model) as used:
         assert used.layout == "padded"
     assert "a window that it keeps to itself" in caplog.text
+
+
+def logits_of(
+    model: PreTrainedModel, tree: TokenTree, completion: tuple[int, ...], noise: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The logits that the completion's tokens are predicted from, of one sequence's own forward pass."""
+    ids = torch.tensor([[*tree.prompt_ids, *completion]])
+    inputs = {"input_ids": ids}
+    if noise is not None:
+        inputs = {"inputs_embeds": model.get_input_embeddings()(ids) + torch.nn.functional.pad(noise, (0, 0, 0, 1))}
+    logits: torch.Tensor = model(**inputs, use_cache=False).logits[0, len(tree.prompt_ids) - 1 : -1]
+    return logits
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_normalisers_and_temperature_in_every_layout(name: str, layout: str) -> None:
+    """log Σ exp and log softmax of z / 0.7, from each sequence's own logits."""
+    model, trees = make(name), forest(2)
+    rows = [(tree, completion) for tree in trees for completion in tree.completions]
+    with torch.no_grad():
+        wanted = [logits_of(model, tree, completion) / 0.7 for tree, completion in rows]
+        with Policy(model, layout, temperature=0.7) as used:
+            logps, normalisers = used(trees, True)
+            assert torch.equal(used(trees), logps)
+    torch.testing.assert_close(normalisers, torch.cat([z.logsumexp(1) for z in wanted]), rtol=0, atol=2e-5)
+    exact = [z.log_softmax(1)[torch.arange(len(c)), torch.tensor(c)] for z, (_, c) in zip(wanted, rows, strict=True)]
+    torch.testing.assert_close(logps, torch.cat(exact), rtol=0, atol=2e-5)
+
+
+def test_normalisers_of_a_head_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trees = make("llama"), forest(1)
+    with torch.no_grad(), Policy(model, temperature=0.5) as used:
+        known = used(trees, True)
+        used.head_note = "unknown"
+        torch.testing.assert_close(used(trees, True), known, rtol=0, atol=1e-5)
+        torch.testing.assert_close(used(trees), known[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_noise_reaches_every_token_alike_in_every_layout(name: str, layout: str, k: int) -> None:
+    """Prompt, then each completion's inputs: the prompt's noise is one for all completions of a tree."""
+    model, trees = make(name).double(), forest(k)
+    noise = EmbeddingNoise(5.0, 1, 2, tuple(f"t{n}" for n in range(len(trees))))
+    rows, plainly = [], []
+    with torch.no_grad():
+        for number, tree in enumerate(trees):
+            drawn = noise.of_tree(number, tree, 32, torch.device("cpu")).double()
+            counts = [len(tree.prompt_ids), *(len(completion) - 1 for completion in tree.completions)]
+            prompt, *parts = drawn.split(counts)
+            for completion, part in zip(tree.completions, parts, strict=True):
+                for kept, added in ((rows, torch.cat((prompt, part))), (plainly, None)):
+                    z = logits_of(model, tree, completion, added)
+                    kept.append(z.log_softmax(1)[torch.arange(len(completion)), torch.tensor(completion)])
+        with Policy(model, layout) as used:
+            noisy = used(trees, noise=noise)
+            torch.testing.assert_close(noisy, torch.cat(rows), rtol=0, atol=1e-10)
+            assert (noisy - torch.cat(plainly)).abs().max() > 0.01
+            torch.testing.assert_close(used(trees), torch.cat(plainly), rtol=0, atol=1e-10)  # and none is left behind
+
+
+def test_the_size_of_the_noise() -> None:
+    """Uniform within ± alpha / √(L d): L = 40 + 60 and 40 + 10 tokens, d = 400, alpha 8: ± 0.04 and ± 0.0566; variance a²/3."""
+    tree = TokenTree((1,) * 40, ((2,) * 60, (3,) * 10))
+    drawn = EmbeddingNoise(8.0, 0, 0, ("t",)).of_tree(0, tree, 400, torch.device("cpu"))
+    assert drawn.shape == (40 + 59 + 9, 400)
+    for part, most in ((drawn[:99], 0.04), (drawn[99:], 8 / (50 * 400) ** 0.5)):
+        assert float(part.abs().max()) <= most
+        assert float(part.abs().max()) > 0.99 * most
+        assert float(part.var()) == pytest.approx(most**2 / 3, rel=0.05)
+        assert abs(float(part.mean())) < most / 20
+
+
+def test_noise_depends_on_seed_step_and_tree_only() -> None:
+    tree = TokenTree((1, 2), ((3, 4),))
+
+    def drawn(seed: int, step: int, *names: str) -> torch.Tensor:
+        return EmbeddingNoise(1.0, seed, step, names).of_tree(len(names) - 1, tree, 8, torch.device("cpu"))
+
+    first = drawn(0, 0, "a")
+    torch.rand(7)  # the global generator has no say
+    assert torch.equal(first, drawn(0, 0, "a")) and torch.equal(first, drawn(0, 0, "b", "a"))
+    assert not any(torch.equal(first, other) for other in (drawn(1, 0, "a"), drawn(0, 1, "a"), drawn(0, 0, "b")))

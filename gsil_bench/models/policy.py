@@ -19,7 +19,16 @@ from torch import Tensor
 
 from gsil_bench.errors import unknown_name
 from gsil_bench.models.attention import KERNEL, NAME, SEGMENTS, CannotShareError, use_tree_attention
-from gsil_bench.models.head import Head, UnknownHeadError, backbone, check_head, choose_kernel, scored_logps
+from gsil_bench.models.head import (
+    Head,
+    UnknownHeadError,
+    backbone,
+    check_head,
+    choose_kernel,
+    logps_and_normalisers,
+    scored_logps,
+)
+from gsil_bench.models.noise import EmbeddingNoise
 from gsil_bench.models.packing import LAYOUTS, Layout, PackedRow, TokenTree, lay_out
 
 if TYPE_CHECKING:
@@ -45,12 +54,15 @@ class Policy(torch.nn.Module):
     The log-probs are computed inside `forward`, so that a wrapper (DDP, FSDP2) sees every use of the weights.
     """
 
-    def __init__(self, model: PreTrainedModel, layout: Layout | str = "auto", autocast: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layout: Layout | str = "auto", autocast: bool = False, temperature: float = 1.0
+    ) -> None:
         """Wrap a model, which serves one policy at a time and gets its own attention back from `restore`.
 
         Args:
             layout: "auto" takes the fastest that gives what padding gives; a name insists on that one.
             autocast: compute matrix products in bf16 under torch.autocast; the weights keep their precision.
+            temperature: logits are divided by it.
 
         Raises:
             CannotShareError: the layout that was insisted on is not possible.
@@ -62,6 +74,7 @@ class Policy(torch.nn.Module):
         self.recomputes = False
         """Whether activations are computed again in the backward pass."""
         self.autocast = autocast
+        self.temperature = temperature
         self.notes: list[str] = []
         """Why something slower than possible is used; empty where nothing is."""
         self.attention_kernel = "flex" if _device(model).type == "cuda" else "segments"
@@ -71,12 +84,18 @@ class Policy(torch.nn.Module):
         self._own_attention: str | None = None
         self._choose_layout(layout)
 
-    def forward(self, trees: Sequence[TokenTree]) -> Tensor:
-        """Log-probs of all scored tokens, (scored,), at least fp32: tree by tree, completion by completion, token by token."""
+    def forward(self, trees: Sequence[TokenTree], normalisers: bool = False, noise: EmbeddingNoise | None = None) -> Tensor:
+        """Log-probs of all scored tokens, (scored,), at least fp32: tree by tree, completion by completion, token by token.
+
+        Args:
+            normalisers: return (2, scored): the log-probs, and the log Σ exp of the logits that each token was predicted from.
+            noise: added to the embeddings.
+        """
         device = _device(self.model)
         row = lay_out(trees, self.layout, WIDTH_CLASS if device.type == "cuda" else 1).to(device)
-        with self._precision(device):
-            return self._logps(row)
+        added = noise.on(self.model, trees, self.layout) if noise else nullcontext()
+        with self._precision(device), added:
+            return torch.stack(self._both(row)) if normalisers else self._logps(row)
 
     def recompute_activations(self) -> None:
         """Keep no activations of the layers for the backward pass, but compute them again there."""
@@ -105,15 +124,28 @@ class Policy(torch.nn.Module):
         return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
 
     def _logps(self, row: PackedRow) -> Tensor:
+        if self.head_note:
+            return self._both(row)[0]
+        chosen, head = self._chosen(row)
+        return scored_logps(chosen, head, row.targets, choose_kernel(head, chosen.shape[1], chosen.device))
+
+    def _both(self, row: PackedRow) -> tuple[Tensor, Tensor]:
+        """Log-probs and normalisers, (scored,) each."""
+        if self.head_note:
+            return _from_own_logits(self.model, self._inputs(row), row, self.temperature)
+        chosen, head = self._chosen(row)
+        return logps_and_normalisers(chosen, head, row.targets)
+
+    def _chosen(self, row: PackedRow) -> tuple[Tensor, Head]:
+        """Hidden states of the positions that predict a scored token, (scored, hidden), and the head."""
+        hidden = backbone(self.model)(**self._inputs(row)).last_hidden_state  # (rows, width, hidden)
+        return hidden.flatten(0, 1)[row.sources], Head.of(self.model).tempered(self.temperature)
+
+    def _inputs(self, row: PackedRow) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
         if row.segments is not None:
             inputs |= {"position_ids": row.position_ids, SEGMENTS: row.segments, KERNEL: self.attention_kernel}
-        if self.head_note:
-            return _own_logps(self.model, inputs, row)
-        hidden = backbone(self.model)(**inputs).last_hidden_state  # (rows, width, hidden)
-        chosen = hidden.flatten(0, 1)[row.sources]  # (scored, hidden)
-        head = Head.of(self.model)
-        return scored_logps(chosen, head, row.targets, choose_kernel(head, chosen.shape[1], chosen.device))
+        return inputs
 
     def _check_head(self) -> str:
         """Why the head on scored positions cannot be used with this model, or nothing."""
@@ -245,12 +277,13 @@ def _check_layers(model: PreTrainedModel) -> None:
         raise CannotShareError(f"it has layers of kind {', '.join(strange)}")
 
 
-def _own_logps(model: PreTrainedModel, inputs: dict[str, Any], row: PackedRow) -> Tensor:
-    """Log-probs from the model's own logits: for heads that head.py does not know."""
+def _from_own_logits(model: PreTrainedModel, inputs: dict[str, Any], row: PackedRow, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs and normalisers from the model's own logits: for heads that head.py does not know."""
     logits = model(**inputs).logits.flatten(0, 1)[row.sources]  # (scored, vocabulary)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logps: Tensor = logits.gather(1, row.targets[:, None]).squeeze(1) - logits.logsumexp(1)
-    return logps
+    logits = logits if temperature == 1 else logits / temperature
+    normalisers = logits.logsumexp(1)
+    return logits.gather(1, row.targets[:, None]).squeeze(1) - normalisers, normalisers
 
 
 def _named(layout: str) -> Layout:
