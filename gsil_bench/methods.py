@@ -4,6 +4,8 @@ Nothing in the suite asks a method's name; everything asks what the record needs
 vectors and returns one value per example:
 
     def logistic(pair: PairLogProbs, scale: float, shift: float) -> Tensor:  # (pairs,)
+
+One that looks at single tokens reads `pair.real` and `pair.generated`, and sums what it makes of them with their `sum`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,64 @@ if TYPE_CHECKING:
 REGISTRY = "baselines"
 """The module whose METHODS maps names to "module:ATTRIBUTE"; named, not imported, so that this module stays below it."""
 
-Need = Literal["generated", "reference", "preferences"]
+Need = Literal["generated", "reference", "preferences", "tokens", "normalisers"]
+OF_TOKENS: frozenset[Need] = frozenset({"tokens", "normalisers"})
+"""Needs of a loss that looks at single tokens, not only at their sums."""
+
+
+@dataclass(frozen=True)
+class TokenLogProbs:
+    """The scored tokens of one side of the pairs, pair by pair and in order; a vector of (tokens,) each."""
+
+    logps: Tensor
+    """log π_θ(token | everything before it), fp32."""
+    normalisers: Tensor
+    """log Σ_v exp z_v over the vocabulary, where z are the logits that the token was predicted from; NaN unless the method needs
+    "normalisers". With the log-prob it gives the token's logit: z = log-prob + normaliser."""
+    pair: Tensor
+    """Index of the token's pair."""
+    position: Tensor
+    """Of the token in its completion, from 0."""
+    length: Tensor
+    """Scored tokens of the token's completion."""
+    pairs: int
+    longest: int
+    """Tokens of the longest completion."""
+
+    @staticmethod
+    def unknown(like: Tensor) -> TokenLogProbs:
+        """A stand-in with a single NaN for each pair: every sum over it is NaN.
+
+        Args:
+            like: (pairs,)
+        """
+        nan = like * float("nan")  # with its graph: a loss of nothing else still has a gradient to fail with
+        one = like.new_ones(len(like)).long()
+        return TokenLogProbs(nan, nan, one.cumsum(0) - 1, one - 1, one, len(like), 1)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums over each pair's tokens, added in fp64 and rounded once; a completion without tokens gives 0.
+
+        Args:
+            values: (tokens,)
+
+        Returns:
+            (pairs,), in the dtype of the values.
+        """
+        table = values.new_zeros(self.pairs, max(1, self.longest)).double()
+        return table.index_put((self.pair, self.position), values.double()).sum(1).to(values.dtype)
+
+    def following(self, values: Tensor) -> Tensor:
+        """For each token the value of the next one of its completion, and 0 for the last.
+
+        Args:
+            values: (tokens,)
+
+        Returns:
+            (tokens,)
+        """
+        last = self.position + 1 == self.length
+        return values.roll(-1).masked_fill(last, 0.0)
 
 
 @dataclass(frozen=True)
@@ -45,10 +104,30 @@ class PairLogProbs:
     real_tokens: Tensor
     """Scored tokens of the demonstration, end token included."""
     generated_tokens: Tensor
+    tokens: tuple[TokenLogProbs, TokenLogProbs] | None = None
+    """`real` and `generated`, where the method needs "tokens" or "normalisers"."""
+    temperature: float = 1.0
+    """T of the policy's likelihood: its log-probs are those of softmax(z / T) (`likelihood_temperature` of the training)."""
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The vectors with a value for each pair, by name."""
+        return {name: value for name, value in vars(self).items() if name not in ("tokens", "temperature")}
+
+    @property
+    def real(self) -> TokenLogProbs:
+        """The demonstrations' tokens under the policy."""
+        return self.tokens[0] if self.tokens else TokenLogProbs.unknown(self.policy_real_logps)
+
+    @property
+    def generated(self) -> TokenLogProbs:
+        """The self-generations' tokens under the policy."""
+        return self.tokens[1] if self.tokens else TokenLogProbs.unknown(self.policy_real_logps)
 
     def detached(self) -> PairLogProbs:
-        """The same numbers without the graph that they came from."""
-        return PairLogProbs(**{item.name: getattr(self, item.name).detach() for item in dataclasses.fields(self)})
+        """The same sums without the graph that they came from, and without the single tokens."""
+        kept: dict[str, Any] = {name: value.detach() for name, value in self.vectors.items()}
+        return PairLogProbs(**kept, temperature=self.temperature)
 
     @property
     def real_log_ratios(self) -> Tensor:
@@ -100,7 +179,8 @@ class Method:
     """The loss's keywords with their defaults; `--set NAME.KEY=VALUE` changes them."""
     needs: frozenset[Need] = frozenset()
     """"generated": self-generations of the opponent; "reference": its log-probs; "preferences": rejected answers
-    instead of self-generations where the data carries them."""
+    instead of self-generations where the data carries them; "tokens": the log-probs of single tokens; "normalisers": these, and
+    the log Σ exp of the logits at each token."""
     protocol: SelfPlay = SelfPlay()
     training: Mapping[str, float | int | str] = field(default_factory=dict)
     """Fields of TrainConfig that this method changes (a pairwise loss wants a lower learning rate than SFT)."""
@@ -218,7 +298,9 @@ def _check(method: Method) -> None:
     for key, fine, wanted in choices:
         if not fine:
             raise UserError(f"{method.name}.{key}={getattr(protocol, key)}: must be {wanted}")
-    TrainConfig.of(method.training, where=method.name)
+    config = TrainConfig.of(method.training, where=method.name)
+    if config.likelihood_temperature != 1 and "reference" in method.needs:
+        raise UserError(f"{method.name}.likelihood_temperature: must be 1, the reference's log-probs are at temperature 1")
 
 
 def _check_record(method: Method) -> None:

@@ -24,7 +24,7 @@ from gsil_bench.generation.engine import Completion, Engine, Request, Sampling
 from gsil_bench.generation.engines import Served
 from gsil_bench.generation.likelihoods import Given, Likelihoods
 from gsil_bench.inputs import Inputs, TaskInput
-from gsil_bench.methods import Method, baseline_methods, load_method
+from gsil_bench.methods import OF_TOKENS, Method, baseline_methods, load_method
 from gsil_bench.models import checkpoint
 from gsil_bench.records import Encoded, Generation, digest, read_jsonl, write_jsonl
 from gsil_bench.store import Artefact, Produced
@@ -288,7 +288,7 @@ def audited_floor(work: Workspace, trees: Sequence[Tree]) -> tuple[float | None,
 def shadow_methods() -> tuple[str, ...]:
     """Names of the registered pairwise methods, each formula once."""
     methods = [load_method(name) for name in baseline_methods()]
-    pairwise = [method for method in methods if method.loss is not None and method.needs >= PAIRWISE]
+    pairwise = [method for method in methods if method.loss and method.needs >= PAIRWISE and not method.needs & OF_TOKENS]
     formulas = {(method.loss, tuple(sorted(method.settings.items()))): method for method in reversed(pairwise)}
     return tuple(method.name for method in reversed(formulas.values()))
 

@@ -393,6 +393,8 @@ BAD_VALUES: dict[str, list[object]] = {
     "beta2": [-0.1, 1],
     "max_grad_norm": [-1],
     "log_every": [0, -3],
+    "likelihood_temperature": [0, -1],
+    "embedding_noise": [-1],
 }
 
 

@@ -12,7 +12,8 @@ import pytest
 import support
 import torch
 
-from gsil_bench.methods import Method, PairLogProbs, load_method, with_settings
+from baselines import METHODS
+from gsil_bench.methods import Method, PairLogProbs, TokenLogProbs, load_method, with_settings
 from gsil_bench.models.checkpoint import load_model
 from gsil_bench.models.logprobs import completion_logps, tree_logps
 from gsil_bench.models.policy import Policy
@@ -22,8 +23,7 @@ from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledS
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.reference import read_reference, write_reference
 
-TRAINED = ["sft", "sft-continued", "spin", "dpo", "gsil-logistic", "gsil-brier", "gsil-hinge", "gsil-kliep", "gsil-lsif",
-           "gsil-exponential"]  # fmt: skip
+TRAINED = [name for name in METHODS if load_method(name).trains]
 
 
 def ids(seed: int, length: int) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def weights_after(folder: Path, method: Method, steps: list[list[Tree]], work: P
 def test_micro_batches_do_not_change_the_result(tiny_model: Path, tmp_path: Path, name: str) -> None:
     """One optimiser step in one forward pass and in many: equal gradients, so equal metrics and weights up to rounding."""
     steps = list(ShuffledSteps(make_trees(tiny_model), 8, 1, (0, 0)))
-    steps = [[tree.demonstration_only() for tree in steps[0]]] if "reference" not in load_method(name).needs else steps
+    steps = [[tree.demonstration_only() for tree in steps[0]]] if "generated" not in load_method(name).needs else steps
     one = weights_after(tiny_model, settings_for(name, micro_batch_tokens=100_000), steps, tmp_path / "one")
     many = weights_after(tiny_model, settings_for(name, micro_batch_trees=1), steps, tmp_path / "many")
     first, second = (json.loads((tmp_path / side / metrics.FILE).read_text()) for side in ("one", "many"))
@@ -186,6 +186,12 @@ def test_a_need_that_was_not_declared_shows_at_the_first_step(tiny_model: Path, 
         loop.train(load_model(tiny_model), support.FORGETFUL, loop.Schedule([trees]), tmp_path)
 
 
+@pytest.mark.parametrize("method", [support.FORGETS_TOKENS, support.FORGETS_NORMALISERS], ids=lambda method: method.name)
+def test_a_need_of_tokens_that_was_not_declared_shows_at_the_first_step(tiny_model: Path, tmp_path: Path, method: Method) -> None:
+    with pytest.raises(loop.TrainingError, match="not finite at step 1; it declares that it needs"):
+        loop.train(load_model(tiny_model), method, loop.Schedule([make_trees(tiny_model, 4)]), tmp_path)
+
+
 def test_a_loss_that_averages_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     def mean(pair: PairLogProbs) -> torch.Tensor:
         return -pair.policy_real_logps.mean()
@@ -264,3 +270,48 @@ def test_pair_logps_are_nan_where_nothing_was_computed(tiny_model: Path) -> None
     assert pair.real_tokens.tolist() == [len(tree.real.completion_ids) for tree in trees]
     assert all(math.isnan(value) for value in pair.policy_generated_logps.tolist())
     assert pair.policy_real_logps.dtype == torch.float32
+
+
+def test_token_views_are_the_tokens_of_each_pair(tiny_model: Path) -> None:
+    """Two trees, the second with two self-generations: three pairs, whose real sides are those of trees 0, 1 and 1."""
+    one, two = make_trees(tiny_model, 2)
+    two = dataclasses.replace(two, generated=(two.generated[0], Branch(ids(7, 1))))
+    with Policy(load_model(tiny_model)) as policy:
+        pair, _ = loop.pair_logps(policy, [one, two], loop.Scored(tokens=True, normalisers=True))
+        both = [policy([tree.tokens], True) for tree in (one, two)]
+    lengths = [[len(branch.completion_ids) for branch in tree.branches] for tree in (one, two)]
+    parts = [part for whole, sizes in zip(both, lengths, strict=True) for part in whole.split(sizes, 1)]
+    for view, chosen in ((pair.real, [0, 2, 2]), (pair.generated, [1, 3, 4])):
+        wanted = torch.cat([parts[n] for n in chosen], 1)
+        counts = [parts[n].shape[1] for n in chosen]
+        torch.testing.assert_close(view.logps, wanted[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(view.normalisers, wanted[1], rtol=0, atol=1e-5)
+        assert view.pair.tolist() == [n for n, count in enumerate(counts) for _ in range(count)]
+        assert view.position.tolist() == [position for count in counts for position in range(count)]
+        assert view.length.tolist() == [count for count in counts for _ in range(count)]
+    assert torch.equal(pair.real.sum(pair.real.logps), pair.policy_real_logps)
+    assert torch.equal(pair.generated.sum(pair.generated.logps), pair.policy_generated_logps)
+
+
+def test_sums_and_followers_by_hand() -> None:
+    """Completions of 2, 0 and 3 tokens: sums 1 + 2, nothing, 3 + 4 + 5; the next value of each token, 0 after the last."""
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], requires_grad=True)
+    view = TokenLogProbs(
+        values, values, torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0, 1, 0, 1, 2]), torch.tensor([2, 2, 3, 3, 3]), 3, 3
+    )
+    assert view.sum(values).tolist() == [3.0, 0.0, 12.0]
+    assert view.following(values).tolist() == [2.0, 0.0, 4.0, 5.0, 0.0]
+    (gradient,) = torch.autograd.grad((view.sum(view.following(values)) * torch.tensor([1.0, 5.0, 10.0])).sum(), values)
+    assert gradient.tolist() == [0.0, 1.0, 0.0, 10.0, 10.0]
+
+
+def test_noise_is_another_in_every_step_and_none_where_it_is_not_set(tiny_model: Path, tmp_path: Path) -> None:
+    """Constant weights (a rate that changes nothing): the loss of the same trees moves from step to step with noise alone."""
+    trees = [tree.demonstration_only() for tree in make_trees(tiny_model, 4)]
+    losses = {}
+    for alpha in (0.0, 5.0):
+        folder = tmp_path / str(alpha)
+        weights_after(tiny_model, settings_for("sft", embedding_noise=alpha, learning_rate=1e-30), [trees] * 3, folder)
+        losses[alpha] = [line["loss"] for line in read_lines(folder)]
+    assert len(set(losses[0.0])) == 1
+    assert len({*losses[5.0], losses[0.0][0]}) == 4

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baselines import METHODS
 from gsil_bench.errors import UserError
-from gsil_bench.methods import Method, PairLogProbs, SelfPlay, load_method, with_settings
+from gsil_bench.methods import OF_TOKENS, Method, PairLogProbs, SelfPlay, TokenLogProbs, load_method, with_settings
 from gsil_bench.training.config import TrainConfig
 
 TRAINED = [name for name in METHODS if load_method(name).loss is not None]
@@ -24,19 +24,46 @@ RATIO_METHODS = [name for name in TRAINED if "reference" in load_method(name).ne
 def _pair(
     method: Method, real_log_ratios: list[float], generated_log_ratios: list[float], unread: float = float("nan")
 ) -> PairLogProbs:
-    """Log-probs with these log-ratios; vectors that the method does not need are NaN, as in training."""
+    """Log-probs with these log-ratios, spread evenly over 40 and 60 tokens; what the method does not need is NaN, as in
+    training.
+    """
     count = len(real_log_ratios)
     reference_real, reference_generated = torch.linspace(-90, -30, count), torch.linspace(-20, -120, count)
     policy_generated = reference_generated + torch.tensor(generated_log_ratios)
     empty = torch.full((count,), unread)
+    real = (reference_real + torch.tensor(real_log_ratios)).requires_grad_()
+    generated = (policy_generated if "generated" in method.needs else empty.clone()).requires_grad_()
+    views = (_tokens(method, real, 40), _tokens(method, generated, 60)) if method.needs & OF_TOKENS else None
     return PairLogProbs(
-        policy_real_logps=(reference_real + torch.tensor(real_log_ratios)).requires_grad_(),
-        policy_generated_logps=(policy_generated if "reference" in method.needs else empty.clone()).requires_grad_(),
+        policy_real_logps=real,
+        policy_generated_logps=generated,
         reference_real_logps=reference_real if "reference" in method.needs else empty,
         reference_generated_logps=reference_generated if "reference" in method.needs else empty,
         real_tokens=torch.full((count,), 40.0),
         generated_tokens=torch.full((count,), 60.0),
+        tokens=views,
+        temperature=TrainConfig.of(method.training, where=method.name).likelihood_temperature,
     )
+
+
+def _tokens(method: Method, sums: Tensor, length: int) -> TokenLogProbs:
+    count = len(sums)
+    logps = (sums / length).repeat_interleave(length)
+    normalisers = torch.linspace(-2, 3, length).repeat(count) if "normalisers" in method.needs else logps.detach() * torch.nan
+    pair, position = torch.arange(count).repeat_interleave(length), torch.arange(length).repeat(count)
+    return TokenLogProbs(logps, normalisers, pair, position, torch.full_like(pair, length), count, length)
+
+
+def _reordered(pair: PairLogProbs, order: list[int]) -> PairLogProbs:
+    count = len(order)
+    views = [
+        dataclasses.replace(
+            view, logps=view.logps.view(count, -1)[order].flatten(), normalisers=view.normalisers.view(count, -1)[order].flatten()
+        )
+        for view in pair.tokens or ()
+    ]
+    moved = {name: value[order] for name, value in pair.vectors.items()}
+    return dataclasses.replace(pair, **moved, tokens=tuple(views) or None)
 
 
 def _losses(method: Method, pair: PairLogProbs, **changes: float) -> Tensor:
@@ -85,9 +112,8 @@ def test_a_loss_gives_one_value_per_example(name: str) -> None:
 def test_the_order_of_examples_does_not_matter(name: str, order: list[int]) -> None:
     method = load_method(name)
     pair = _pair(method, [0.3, -2.0, 5.0, 0.0, 1.0], [1.0, 0.0, -4.0, 2.0, -0.5])
-    shuffled = PairLogProbs(**{field.name: getattr(pair, field.name)[order] for field in dataclasses.fields(pair)})
 
-    assert torch.equal(_losses(method, shuffled), _losses(method, pair)[order])
+    assert torch.equal(_losses(method, _reordered(pair, order)), _losses(method, pair)[order])
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -184,7 +210,7 @@ def test_another_registry_can_be_given() -> None:
     ("name", "message"),
     [
         ("gsil-logistics", "did you mean 'gsil-logistic'"),
-        ("zzz", r"Known: dpo, gsil-brier"),
+        ("zzz", f"Known: {', '.join(sorted(METHODS))}"),
         ("no_such_module:METHOD", "no_such_module"),
         ("baselines.gsil:NOTHING", "NOTHING"),
         ("baselines.gsil:logistic", "is a function, not a gsil_bench.methods.Method"),
@@ -237,6 +263,9 @@ def test_values_take_the_type_of_the_default() -> None:
         ("temperature", -1, "0 .greedy. or more"),
         ("max_new_tokens", 0, "at least 1"),
         ("learning_rate", -1, "out of range"),
+        ("likelihood_temperature", 0, "out of range"),
+        ("likelihood_temperature", 0.5, "the reference's log-probs are at temperature 1"),
+        ("embedding_noise", -1, "out of range"),
         ("schedule", "sawtooth", "Known: constant, cosine, linear"),
     ],
 )

@@ -133,9 +133,20 @@ def test_a_methods_shadow_is_its_loss(tiny_model: Path, tmp_path: Path, name: st
 
 
 def test_shadows_are_the_pairwise_formulas_each_once() -> None:
-    """Six of GSIL's, and one for SPIN and DPO, whose formula is the same; SFT is none."""
+    """All that compare log-ratios of whole answers, but SPIN for DPO too, whose formula is the same; SFT is none."""
     names = stages.shadow_methods()
-    assert sorted(names) == sorted([*(name for name in baselines.METHODS if name.startswith("gsil-")), "spin"])
+    needs = {name: load_method(name).needs for name in baselines.METHODS}
+    compared = [
+        name for name in needs if {"generated", "reference"} <= needs[name] and not {"tokens", "normalisers"} & needs[name]
+    ]
+    assert sorted(names) == sorted(name for name in compared if name != "dpo")
+    assert {"spin", "gsil-logistic", "gsil-exponential"} <= set(names)
+
+
+def test_a_loss_of_tokens_is_no_shadow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shadows are computed from sums, after the tokens are gone."""
+    monkeypatch.setitem(baselines.METHODS, "token-margin", "support:TOKEN_MARGIN")
+    assert "token-margin" not in stages.shadow_methods()
 
 
 def test_a_method_without_self_generations_has_no_shadows(tiny_model: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def read_tuning(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"--tuning {path}: {error}") from error
     if not isinstance(data, dict) or not data:
         raise UserError(f"--tuning {path}: expected METHOD → {{search_space: …, trials: …, split: dev}}")
-    if "space" in data and "methods" in data:
+    if all(key in data for key in ("space", "methods")):
         data = _of_tune(data)
     schema = SCHEMA["properties"]["tuning"]
     for method, record in data.items():

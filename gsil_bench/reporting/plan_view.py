@@ -11,7 +11,7 @@ from gsil_bench.plan import Plan
 from gsil_bench.reporting.progress import seconds_text
 from gsil_bench.stages import VERSIONS
 from gsil_bench.store import Store
-from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.config import LOSS_FIELDS, TrainConfig
 
 
 def plan_text(plan: Plan, store: Store, every_stage: bool = False) -> str:
@@ -51,6 +51,7 @@ def _method_line(method: Method) -> str:
     if "generated" in method.needs and method.batches == "pairs":
         sampling = "greedy" if protocol.temperature == 0 else f"T={protocol.temperature:g}"
         parts += [f"{protocol.rounds} round{'s' * (protocol.rounds > 1)} against the {protocol.opponent} policy ({sampling})"]
+    parts += [f"{key}={vars(config)[key]:g}" for key in LOSS_FIELDS if vars(config)[key] != TrainConfig.defaults()[key]]
     parts += [f"lr {config.peak_learning_rate:g}", f"{config.epochs:g} epochs", f"batch {config.batch_size}"]
     return f"{method.name}: {', '.join(parts)}"
 

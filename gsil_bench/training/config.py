@@ -13,6 +13,8 @@ from gsil_bench.errors import UserError, unknown_name
 LAYOUTS = ("shared", "packed", "padded")
 OPTIMIZERS = ("adamw", "rmsprop", "adamw-8bit")
 """Names, here without torch; a test holds them equal to those of packing.py and optimizers.py."""
+LOSS_FIELDS = ("likelihood_temperature", "embedding_noise")
+"""Settings that change what is minimised, not only how."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class TrainConfig:
     """AdamW's second moment."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
+    likelihood_temperature: float = 1.0
+    """T: the log-probs that are trained on are those of softmax(z / T). The reference's and those of evaluation stay at 1."""
+    embedding_noise: float = 0.0
+    """alpha: while training, uniform noise within ± alpha / √(L d) is added to the embeddings of a sequence of L tokens and d
+    dimensions; 0 adds none."""
     log_every: int = 10
     """Steps after which metrics are read from the device and written, one line a step."""
 
@@ -103,6 +110,8 @@ class TrainConfig:
             "beta1": 0 <= config.beta1 < 1,
             "beta2": 0 <= config.beta2 < 1,
             "max_grad_norm": config.max_grad_norm >= 0,
+            "likelihood_temperature": config.likelihood_temperature > 0,
+            "embedding_noise": config.embedding_noise >= 0,
         }
         for key, fine in limits.items():
             if not fine:

@@ -11,6 +11,7 @@ that loss and gradient are finite (and with several processes two more, whether 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -28,8 +29,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gsil_bench.methods import Method, PairLogProbs
+from gsil_bench.methods import OF_TOKENS, Method, PairLogProbs, TokenLogProbs
 from gsil_bench.models.flops import mfu, model_flops, peak_flops, tree_flops
+from gsil_bench.models.noise import EmbeddingNoise
 from gsil_bench.models.packing import micro_batches, to_device
 from gsil_bench.models.policy import Policy
 from gsil_bench.training import metrics
@@ -103,12 +105,12 @@ def train(
         TrainingError: see the class.
     """
     config, team = TrainConfig.of(method.training, where=method.name), run.team
-    policy = Policy(model, config.layout, run.autocast)
+    policy = Policy(model, config.layout, run.autocast, config.likelihood_temperature)
     wrapped = team.wrap(policy)
     optimizer = build_optimizer(
         policy.parameters(), config.optimizer, config.peak_learning_rate, (config.beta1, config.beta2), config.weight_decay
     )
-    work = _Work(policy, wrapped, optimizer, method, config, run)
+    work = _Work(policy, wrapped, optimizer, method, config, run, schedule.seed)
     random.seed(schedule.seed)
     torch.manual_seed(schedule.seed)
     start, facts = load_state(team, policy, optimizer, folder)
@@ -123,7 +125,7 @@ def train(
             rate = learning_rate(config, step, len(schedule.steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            line, finite = work.accumulate(trees)
+            line, finite = work.accumulate(trees, step)
             if not finite:
                 log.flush()  # first: a state must not be ahead of its metrics
                 save_state(team, policy, optimizer, folder, step, facts)
@@ -170,41 +172,49 @@ class _Work:
     method: Method
     config: TrainConfig
     run: Surroundings
+    seed: int = 0
+    """Of the noise on embeddings."""
     _done: list[tuple[list[Tree], PairLogProbs, Tensor, Tensor]] = field(default_factory=list)
     """Micro-batches of the newest step: trees, log-probs, weights and losses of the pairs."""
 
     def __post_init__(self) -> None:
         self.layout = self.policy.layout
         self._flops, _ = model_flops(self.policy.model.config)
+        self._scored = Scored(
+            bool(self.method.needs & OF_TOKENS), "normalisers" in self.method.needs, self.config.likelihood_temperature
+        )
         if self.config.gradient_checkpointing == "on":
             self.policy.recompute_activations()
 
-    def accumulate(self, trees: Sequence[Tree]) -> tuple[dict[str, Tensor], bool]:
+    def accumulate(self, trees: Sequence[Tree], step: int) -> tuple[dict[str, Tensor], bool]:
         """Add the gradient of the step's mean loss to the parameters and clip it.
+
+        Args:
+            step: counted from 0.
 
         Returns:
             The step's metrics, on the device; whether loss and gradient are finite.
         """
-        line = self._accumulate_or_run_out(trees)
+        line = self._accumulate_or_run_out(trees, step)
         if line is None:  # here the failed pass and its activations are gone, as they are not while its error is handled
             logger.warning("out of memory: from here on, activations are recomputed in the backward pass")
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             self.policy.recompute_activations()
-            line = self._accumulate(trees)
+            line = self._accumulate(trees, step)
         line["grad_norm"] = _clip(trained_parameters(self.optimizer), self.config.max_grad_norm)
         return line, math.isfinite(float(line["grad_norm"] + 0 * line["loss"]))  # the one number that is read: 0 * inf is NaN
 
-    def _accumulate_or_run_out(self, trees: Sequence[Tree]) -> dict[str, Tensor] | None:
+    def _accumulate_or_run_out(self, trees: Sequence[Tree], step: int) -> dict[str, Tensor] | None:
         """As `_accumulate`; None where memory ran out and can be saved."""
         try:
-            return self._accumulate(trees)
+            return self._accumulate(trees, step)
         except torch.OutOfMemoryError:
             if self.policy.recomputes or self.config.gradient_checkpointing != "auto" or self.run.team.size > 1:
                 raise
             return None
 
-    def _accumulate(self, trees: Sequence[Tree]) -> dict[str, Tensor]:
+    def _accumulate(self, trees: Sequence[Tree], step: int) -> dict[str, Tensor]:
         team = self.run.team
         real_tokens = sum(len(tree.real.completion_ids) for tree in trees)
         normaliser = len(trees) if self.method.normalise == "examples" else real_tokens
@@ -215,13 +225,18 @@ class _Work:
             number = turn * team.size + team.rank
             members = [trees[index] for index in groups[number % len(groups)]]
             with team.accumulate(self.wrapped, last=turn + 1 == turns):
-                pair, weights = pair_logps(self.wrapped, members)
+                pair, weights = pair_logps(self.wrapped, members, self._scored, self._noise(members, step))
                 losses = self._losses(pair)  # (pairs,)
                 idle = number >= len(groups)  # a repeated micro-batch: collectives need everybody, the sum does not
                 share = (losses * weights).sum() * (0.0 if idle else team.size / normaliser)
                 share.backward()  # type: ignore[no-untyped-call]
             self._done.append((members, pair.detached(), weights * (not idle), losses.detach()))
         return self._line(len(trees), normaliser, real_tokens)
+
+    def _noise(self, trees: Sequence[Tree], step: int) -> EmbeddingNoise | None:
+        """What is added to the trees' embeddings in a step."""
+        alpha = self.config.embedding_noise
+        return EmbeddingNoise(alpha, self.seed, step, tuple(tree.id for tree in trees)) if alpha else None
 
     def _groups(self, trees: Sequence[Tree]) -> list[list[int]]:
         """Micro-batches, as indices of trees."""
@@ -301,17 +316,39 @@ class _Work:
         return worst
 
 
-def pair_logps(policy: torch.nn.Module, trees: Sequence[Tree]) -> tuple[PairLogProbs, Tensor]:
+@dataclass(frozen=True)
+class Scored:
+    """What a loss is given of the scored tokens besides the sums of their log-probs."""
+
+    tokens: bool = False
+    normalisers: bool = False
+    """With the tokens."""
+    temperature: float = 1.0
+    """Of the policy's likelihood."""
+
+
+SUMS = Scored()
+
+
+def pair_logps(
+    policy: torch.nn.Module, trees: Sequence[Tree], wanted: Scored = SUMS, noise: EmbeddingNoise | None = None
+) -> tuple[PairLogProbs, Tensor]:
     """Policy log-probs of the trees' pairs in one forward pass, beside the reference's.
 
     A tree with k self-generations gives k pairs of weight 1/k, one without any a pair whose generated side is NaN.
+
+    Args:
+        wanted: what the pairs carry besides sums.
+        noise: added to the embeddings.
 
     Returns:
         The log-probs, (pairs,) each, and the pairs' weights, (pairs,).
     """
     branches = [branch for tree in trees for branch in tree.branches]
     lengths = [len(branch.completion_ids) for branch in branches]
-    parts = policy([tree.tokens for tree in trees]).split(lengths)
+    scored = policy([tree.tokens for tree in trees], wanted.normalisers, noise)
+    logps = scored[0] if wanted.normalisers else scored
+    parts = logps.split(lengths)
     sums = (
         pad_sequence(list(parts), batch_first=True).double().sum(1).float()
     )  # (branches,), rounded once, as the reference's are
@@ -326,7 +363,34 @@ def pair_logps(policy: torch.nn.Module, trees: Sequence[Tree]) -> tuple[PairLogP
         raise ValueError("either every tree of a step has a self-generation or none")
     generated = table.index_select(1, here(torch.tensor(others))) if others else torch.full_like(real, math.nan)
     weights = here(torch.tensor([1 / max(1, len(tree.generated)) for tree in _of_pairs(trees)]))
-    return PairLogProbs(real[0], generated[0], real[1], generated[1], real[2], generated[2]), weights
+    pair = PairLogProbs(real[0], generated[0], real[1], generated[1], real[2], generated[2], temperature=wanted.temperature)
+    if wanted.tokens:
+        normalisers = scored[1] if wanted.normalisers else None
+        views = [_token_view(lengths, chosen, logps, normalisers) for chosen in ([real for real, _ in pairs], others)]
+        pair = dataclasses.replace(pair, tokens=(views[0], views[1] if others else TokenLogProbs.unknown(real[0])))
+    return pair, weights
+
+
+def _token_view(lengths: Sequence[int], branches: Sequence[int], logps: Tensor, normalisers: Tensor | None) -> TokenLogProbs:
+    """The scored tokens of one branch of each pair.
+
+    Args:
+        lengths: scored tokens of all branches, whose log-probs lie one after the other.
+        branches: one for each pair.
+        logps: (scored,)
+        normalisers: (scored,), where they were computed.
+    """
+    starts = list(itertools.accumulate(lengths, initial=0))
+    rows = [
+        (starts[branch] + position, number, position, lengths[branch])
+        for number, branch in enumerate(branches)
+        for position in range(lengths[branch])
+    ]
+    source, pair, position, length = to_device(torch.tensor(rows, dtype=torch.long).view(-1, 4).T.contiguous(), logps.device)
+    chosen = logps.index_select(0, source)
+    known = torch.full_like(chosen, math.nan) if normalisers is None else normalisers.index_select(0, source)
+    longest = max((lengths[branch] for branch in branches), default=0)
+    return TokenLogProbs(chosen, known, pair, position, length, len(branches), longest)
 
 
 def _pairs_of(tree: Tree) -> range:

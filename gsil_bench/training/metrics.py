@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ PAIRWISE = frozenset({"generated", "reference"})
 
 def concatenate(pairs: Sequence[PairLogProbs]) -> PairLogProbs:
     """The pairs of several micro-batches as one."""
-    joined = {item.name: torch.cat([getattr(pair, item.name) for pair in pairs]) for item in fields(PairLogProbs)}
-    return PairLogProbs(**joined)
+    joined: dict[str, Any] = {name: torch.cat([pair.vectors[name] for pair in pairs]) for name in pairs[0].vectors}
+    return PairLogProbs(**joined, temperature=pairs[0].temperature)
 
 
 def step_sums(pair: PairLogProbs, weights: Tensor, losses: Tensor, shadows: Sequence[Method]) -> dict[str, Tensor]:
