@@ -43,9 +43,9 @@ app.add_typer(leaderboard, name="leaderboard")
 
 
 @app.command()
-def methods() -> None:
-    """Every method, with its formula, what it needs, its protocol and its settings."""
-    raise typer.Exit(compare.guarded(_print_methods))
+def methods(markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/methods.md.")] = False) -> None:
+    """Every method by what it needs: formula, cost relative to SFT, defaults and paper."""
+    raise typer.Exit(compare.guarded(partial(_print_methods, markdown)))
 
 
 @app.command()
@@ -443,25 +443,12 @@ def _without_traceback(action: Callable[[], int]) -> int:
     return compare.guarded(guarded)
 
 
-def _print_methods() -> int:
+def _print_methods(markdown: bool) -> int:
     from gsil_bench.methods import baseline_methods, load_method
+    from gsil_bench.reporting.methods_page import as_markdown, as_text
 
-    table = Table("method", "loss", "needs", "opponent", "rounds", "settings", box=None, header_style="bold", pad_edge=False)
-    for method in map(load_method, baseline_methods()):
-        plays = "generated" in method.needs and method.batches == "pairs"
-        table.add_row(
-            method.name,
-            method.formula or method.summary,
-            ", ".join(sorted(method.needs)) or "-",
-            method.protocol.opponent if plays else "-",
-            str(method.protocol.rounds),
-            ", ".join(f"{key}={value:g}" for key, value in method.settings.items()) or "-",
-        )
-    _console().print(table)
-    for method in map(load_method, baseline_methods()):
-        if method.paper:
-            print(f"{method.name}: {method.paper}")
-    print("\nChange a setting with --set METHOD.SETTING=VALUE; use your own method with --methods module:ATTRIBUTE.")
+    found = list(map(load_method, baseline_methods()))
+    print(as_markdown(found) if markdown else as_text(found), end="" if markdown else "\n")
     return 0
 
 
