@@ -12,5 +12,6 @@ METHODS: dict[str, str] = {
     "gsil-kliep": "baselines.gsil:KLIEP",
     "gsil-lsif": "baselines.gsil:LSIF",
     "gsil-exponential": "baselines.gsil:EXPONENTIAL",
+    "dft": "baselines.dft:DFT",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
