@@ -13,5 +13,6 @@ METHODS: dict[str, str] = {
     "gsil-lsif": "baselines.gsil:LSIF",
     "gsil-exponential": "baselines.gsil:EXPONENTIAL",
     "dft": "baselines.dft:DFT",
+    "gem": "baselines.gem:GEM",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
