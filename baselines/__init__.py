@@ -14,5 +14,6 @@ METHODS: dict[str, str] = {
     "gsil-exponential": "baselines.gsil:EXPONENTIAL",
     "dft": "baselines.dft:DFT",
     "gem": "baselines.gem:GEM",
+    "neftune": "baselines.neftune:NEFTUNE",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
