@@ -15,5 +15,6 @@ METHODS: dict[str, str] = {
     "dft": "baselines.dft:DFT",
     "gem": "baselines.gem:GEM",
     "neftune": "baselines.neftune:NEFTUNE",
+    "sft-occupancy": "baselines.occupancy:SFT_OCCUPANCY",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
