@@ -16,5 +16,6 @@ METHODS: dict[str, str] = {
     "gem": "baselines.gem:GEM",
     "neftune": "baselines.neftune:NEFTUNE",
     "sft-occupancy": "baselines.occupancy:SFT_OCCUPANCY",
+    "iq-learn": "baselines.iq_learn:IQ_LEARN",
 }
 """Name → "module:ATTRIBUTE" of its Method."""

@@ -18,6 +18,8 @@ from gsil_bench.methods import OF_TOKENS, Method, PairLogProbs, SelfPlay, TokenL
 from gsil_bench.training.config import TrainConfig
 
 TRAINED = [name for name in METHODS if load_method(name).loss is not None]
+TARGETED = ["iq-learn"]
+"""Squares with a finite target, which pull back beyond it: that is what they are for."""
 RATIO_METHODS = [name for name in TRAINED if "reference" in load_method(name).needs]
 
 
@@ -177,7 +179,7 @@ def test_the_first_step_raises_demonstrations_and_does_not_raise_self_generation
 
 @settings(max_examples=200, deadline=None)
 @given(
-    name=st.sampled_from(TRAINED),
+    name=st.sampled_from([name for name in TRAINED if name not in TARGETED]),
     real=st.floats(-300, 300, width=32),
     generated=st.floats(-300, 300, width=32),
 )
