@@ -12,6 +12,7 @@ METHODS: dict[str, str] = {
     "gsil-kliep": "baselines.gsil:KLIEP",
     "gsil-lsif": "baselines.gsil:LSIF",
     "gsil-exponential": "baselines.gsil:EXPONENTIAL",
+    "space": "baselines.space:SPACE",
     "dft": "baselines.dft:DFT",
     "gem": "baselines.gem:GEM",
     "neftune": "baselines.neftune:NEFTUNE",

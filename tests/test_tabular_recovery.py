@@ -62,7 +62,7 @@ def _kl(p: Tensor, q: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("name", PROPER)
+@pytest.mark.parametrize("name", [*PROPER, "space"])
 def test_proper_losses_recover_the_data(name: str, seed: int) -> None:
     """Their pointwise optimum is f = log(p/q); at scale 1, shift 0, f = log(π/q), so π = p, which sums to 1."""
     p, q = _distributions(seed)
