@@ -237,7 +237,7 @@ def submit(
         from gsil_bench.leaderboard import submit as submission
         from gsil_bench.leaderboard.entries import Said
 
-        sources = parse_pairs("--source", source, "ipo=https://github.com/my-lab/ipo") if source else {}
+        sources = parse_pairs("--source", source, "my-ipo=https://github.com/my-lab/ipo") if source else {}
         of_run = Path(run) / "tuning.json"
         tuned = Path(tuning) if tuning else of_run if of_run.is_file() else None
         said = Said(submission.read_tuning(tuned) if tuned else {}, sources, link)

@@ -33,7 +33,7 @@ from gsil_bench.reporting.comparison import Comparison
 ROOT = Path(__file__).parent.parent
 RUNNER = CliRunner()
 METHODS = ("start", "sft", "sft-continued", "gsil-logistic")
-OUTSIDE = {"ipo": "https://github.com/my-lab/ipo"}
+OUTSIDE = {"my-ipo": "https://github.com/my-lab/ipo"}
 
 
 def submit(run: Path, to: Path, said: Said = Said(), **choices: Any) -> submission.Submission:
@@ -278,18 +278,18 @@ def test_scores_outside_the_scale_are_refused(board: Path) -> None:
 
 
 def test_an_unknown_method_is_refused_and_one_from_outside_needs_its_code(board: Path, tmp_path: Path) -> None:
-    method = dataclasses.replace(load_method("gsil-brier"), name="ipo", summary="A bounded margin.", formula="(f − f')²")
+    method = dataclasses.replace(load_method("gsil-brier"), name="my-ipo", summary="A bounded margin.", formula="(f − f')²")
     run = write_run(tmp_path / "run", [cell(method, seed, task, count) for task, count in TASKS.items() for seed in (0, 1)])
-    with pytest.raises(UserError, match=r"unknown method 'ipo'.*needs a link to its code: --source ipo=https"):
+    with pytest.raises(UserError, match=r"unknown method 'my-ipo'.*needs a link to its code: --source my-ipo=https"):
         submit(run, board)
     submit(run, board, Said(sources=OUTSIDE))
     build(board, boards_of(read_entries(board)[0]))
     assert check(board)[0] == 0
-    assert "ipo (from outside)" in (board / "README.md").read_text(encoding="utf-8")
+    assert "my-ipo (from outside)" in (board / "README.md").read_text(encoding="utf-8")
     for seed in (0, 1):
         for task in TASKS:
-            edited(path_of(board, "ipo", seed, task), set_at("method", "source", value=None))
-    assert "unknown method 'ipo'" in check(board)[1]
+            edited(path_of(board, "my-ipo", seed, task), set_at("method", "source", value=None))
+    assert "unknown method 'my-ipo'" in check(board)[1]
 
 
 def test_a_copy_under_another_name_is_refused(board: Path) -> None:
@@ -591,7 +591,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> | **b*
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     method = dataclasses.replace(
-        load_method("gsil-brier"), name="ipo", summary=HOSTILE, formula=HOSTILE, paper=f"{HOSTILE} javascript:x"
+        load_method("gsil-brier"), name="my-ipo", summary=HOSTILE, formula=HOSTILE, paper=f"{HOSTILE} javascript:x"
     )
     results = [cell(method, 0, "quiz", 20, warnings=(HOSTILE,))]
     results[0].provenance["inputs"]["model"]["name"] = HOSTILE
@@ -599,10 +599,10 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     build(tmp_path / "board", boards_of(read_entries(tmp_path / "board")[0]))
     page = (tmp_path / "board" / "index.html").read_text(encoding="utf-8")
     assert page.count("<script") == 1 and "<img" not in page and "\u202e" not in page
-    assert set(re.findall(r'href="([^"#]*)', page)) <= {"", "data:,", "README.md", "schema.json", OUTSIDE["ipo"]}
+    assert set(re.findall(r'href="([^"#]*)', page)) <= {"", "data:,", "README.md", "schema.json", OUTSIDE["my-ipo"]}
     readme = (tmp_path / "board" / "README.md").read_text(encoding="utf-8")
     assert "<script" not in readme and "<img" not in readme
-    table = [line for line in readme.splitlines() if line.startswith("| ipo")]
+    table = [line for line in readme.splitlines() if line.startswith("| my-ipo")]
     assert all(len(re.findall(r"(?<!\\)\|", line)) in (6, 8) for line in table)  # its own pipes split no cell
 
 

@@ -28,8 +28,8 @@ def test_the_example_method_runs_from_outside_the_repository(tmp_path: Path, tin
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^ipo ", done.stdout, re.MULTILINE)
-    assert "ipo: tau=0.2, 1 round against the initial policy (T=1)" in done.stderr
+    assert re.search(r"^my-ipo ", done.stdout, re.MULTILINE)
+    assert "my-ipo: tau=0.2, 1 round against the initial policy (T=1)" in done.stderr
 
 
 def test_every_file_of_the_tree_exists() -> None:
