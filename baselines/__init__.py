@@ -13,6 +13,7 @@ METHODS: dict[str, str] = {
     "gsil-lsif": "baselines.gsil:LSIF",
     "gsil-exponential": "baselines.gsil:EXPONENTIAL",
     "space": "baselines.space:SPACE",
+    "ipo": "baselines.ipo:IPO",
     "dft": "baselines.dft:DFT",
     "gem": "baselines.gem:GEM",
     "neftune": "baselines.neftune:NEFTUNE",

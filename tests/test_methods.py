@@ -18,7 +18,7 @@ from gsil_bench.methods import OF_TOKENS, Method, PairLogProbs, SelfPlay, TokenL
 from gsil_bench.training.config import TrainConfig
 
 TRAINED = [name for name in METHODS if load_method(name).loss is not None]
-TARGETED = ["iq-learn"]
+TARGETED = ["ipo", "iq-learn"]
 """Squares with a finite target, which pull back beyond it: that is what they are for."""
 RATIO_METHODS = [name for name in TRAINED if "reference" in load_method(name).needs]
 
