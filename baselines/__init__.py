@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "gsil-exponential": "baselines.gsil:EXPONENTIAL",
     "space": "baselines.space:SPACE",
     "ipo": "baselines.ipo:IPO",
+    "simpo": "baselines.simpo:SIMPO",
     "dft": "baselines.dft:DFT",
     "gem": "baselines.gem:GEM",
     "neftune": "baselines.neftune:NEFTUNE",
