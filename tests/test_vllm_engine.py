@@ -22,7 +22,7 @@ import torch
 
 from gsil_bench.errors import UserError
 from gsil_bench.generation import vllm_engine
-from gsil_bench.generation.engine import Completion, EngineError, Request, Sampling
+from gsil_bench.generation.engine import Completion, EngineError, Reloadable, Request, Sampling
 from gsil_bench.generation.engines import Served
 from gsil_bench.generation.transformers_engine import TransformersEngine
 from gsil_bench.generation.vllm_engine import VllmEngine, VllmOptions, last_reason
@@ -51,12 +51,32 @@ STAND_IN = {
             def __init__(self, **settings):
                 self.__dict__.update(settings)
         """,
+    "platforms.py": """
+        class current_platform:
+            is_cpu = staticmethod(lambda: True)
+        """,
+    "model_executor/layers/vocab_parallel_embedding.py": """
+        class VocabParallelEmbedding:
+            pass
+        """,
     "v1/engine/llm_engine.py": """
-        import os, time
+        import json, os, time
         from types import SimpleNamespace as Record
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+        class Head(VocabParallelEmbedding):
+            packed = weight = 1
+
+            @property
+            def quant_method(self):
+                return self
+
+            def process_weights_after_loading(self, layer):
+                layer.packed = layer.weight
 
         class LLMEngine:
-            '''Counts up from the prompt's last token, one step a token; its log-probs are its process id.'''
+            '''Counts up from the prompt's last token by its head's weight, as it was last packed; first tokens of known prompts
+            are kept. Log-probs are the process id.'''
 
             @classmethod
             def from_engine_args(cls, settings, usage_context):
@@ -65,8 +85,28 @@ STAND_IN = {
                 if settings.model.endswith("slow"):
                     time.sleep(600)
                 engine = cls()
-                engine.requests = {}
+                engine.requests, engine.head, engine.kept = {}, Head(), {}
                 return engine
+
+            def collective_rpc(self, method, timeout=None, args=(), kwargs=None):
+                with open(kwargs["weights_path"] + "/config.json") as file:
+                    config = json.load(file)
+                if config["by"] == 13:
+                    raise NotImplementedError("there is no\\n" + method)
+                if config["by"] == 66:
+                    os._exit(3)
+                if config["by"] == 77:
+                    time.sleep(600)
+                self.head.weight = config["by"]
+
+            def apply_model(self, function):
+                function(Record(modules=lambda: [Record(), self.head]))
+
+            def reset_prefix_cache(self):
+                if self.requests or self.head.weight == 55:
+                    return False
+                self.kept.clear()
+                return True
 
             def has_unfinished_requests(self):
                 return bool(self.requests)
@@ -85,7 +125,8 @@ STAND_IN = {
                 for name, (prompt, params, made) in list(self.requests.items()):
                     if prompt[0] == 66:
                         raise RuntimeError("the GPU fell off the bus")
-                    made.append(([*prompt, *made][-1] + 1) % 50)
+                    token = ([*prompt, *made][-1] + self.head.packed) % 50
+                    made.append(token if made else self.kept.setdefault(tuple(prompt), token))
                     ended = made[-1] in params.stop_token_ids
                     if prompt[0] != 77 and (ended or len(made) >= params.max_tokens):
                         del self.requests[name]
@@ -341,6 +382,64 @@ def test_closing_in_the_middle_ends_the_iterator_with_an_error(stand_in: Path) -
         next(answers)
 
 
+def newer(folder: Path, by: int) -> Path:
+    """A checkpoint with which the stand-in counts up by that much, or fails."""
+    (folder / "newer").mkdir()
+    (folder / "newer" / "config.json").write_text(json.dumps({"vocab_size": 200, "by": by}), encoding="utf-8")
+    return folder / "newer"
+
+
+def test_a_reload_changes_the_weights_of_the_processes_that_run(stand_in: Path) -> None:
+    """All of them: the log-probs are their ids. What they kept of a known prompt is gone, and so is what was in flight."""
+    engine = VllmEngine(VllmOptions(data_parallel_size=2), served(stand_in, ends=()))
+    pids = groups(engine)
+    given = [request(prompt, logps=True) for prompt in (20, 21)]
+    assert [answer.tokens for _, answer in sorted(engine.complete(given))] == [(21, 22, 23, 24, 25), (22, 23, 24, 25, 26)]
+    left = engine.complete([request(1), request(77), request(77, 77)])  # 77 never ends
+    next(left)
+    left.close()
+    folder = newer(stand_in, by=3)
+    engine.reload(folder)
+    shutil.rmtree(folder)
+    answers = [answer for _, answer in sorted(engine.complete(given))]
+    assert [answer.tokens for answer in answers] == [(23, 26, 29, 32, 35), (24, 27, 30, 33, 36)]
+    assert [answer.logps for answer in answers] == [(float(pid),) * 5 for pid in pids]
+    assert next(engine.complete([request(150)]))[1].error == ""  # within the new vocabulary
+    assert not list((stand_in / "tmp").glob("*/reload*"))
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (13, "vllm-0.0 did not change its weights while it ran: NotImplementedError: there is no reload_weights$"),
+        (55, "RuntimeError: the prefix cache was not emptied$"),
+        (66, "vLLM's process ended with exit code 3"),
+        (77, "start_seconds=0.5: vLLM has not loaded by then"),
+    ],
+)
+def test_a_reload_that_fails_says_why(stand_in: Path, by: int, said: str) -> None:
+    engine = VllmEngine(VllmOptions(), served(stand_in))
+    [group] = groups(engine)
+    engine._patience = 0.5 if by == 77 else 60.0
+    with pytest.raises(EngineError, match=said) as error:
+        engine.reload(newer(stand_in, by))
+    assert "\n" not in str(error.value)
+    engine.close()
+    assert is_gone(group) and leftovers(stand_in) == []
+    with pytest.raises(EngineError, match="closed"):
+        engine.reload(stand_in)
+
+
+def test_whether_it_reloads_is_an_option_that_changes_no_answer(stand_in: Path) -> None:
+    for told in (True, False):
+        options = VllmOptions(reload=told)
+        engine = VllmEngine(options, served(stand_in))
+        assert isinstance(engine, Reloadable) and engine.reloads is told
+        assert options.identity("fp32", False) == VllmOptions().identity("fp32", False)
+        engine.close()
+
+
 PARENT = """
 import sys, tempfile
 from pathlib import Path
@@ -389,7 +488,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path) ->
     return _model(tmp_path_factory.mktemp("vllm") / "model", mini_folder, seed=0)
 
 
-def _model(folder: Path, mini_folder: Path, seed: int) -> Path:
+def _model(folder: Path, mini_folder: Path, seed: int, tied: bool = True) -> Path:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -401,7 +500,7 @@ def _model(folder: Path, mini_folder: Path, seed: int) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         eos_token_id=0,
         initializer_range=0.2,
     )
@@ -524,6 +623,34 @@ def test_engines_after_one_another(engine: VllmEngine, mini_folder: Path, tmp_pa
         assert all(map(is_gone, workers))
     assert found[0] == {index: completion.tokens for index, completion in engine.complete(given)}
     assert found[1] != found[0]
+
+
+@needs_vllm
+@pytest.mark.parametrize("tied", [True, False])
+def test_reloaded_weights_are_served_as_a_fresh_engine_serves_them(mini_folder: Path, tmp_path: Path, tied: bool) -> None:
+    """Tokens and log-probs, also after prompts whose keys and values were kept, and after requests that were dropped."""
+    older, fresh = (_model(tmp_path / str(seed), mini_folder, seed, tied) for seed in (1, 2))
+    given = [Request(prompt, Sampling(12), logps=True) for prompt in prompts(12)]
+    drawn = [Request(prompt, Sampling(12, 1.0, seed=3), logps=True) for prompt in prompts(12)]
+    trees = [TokenTree(prompt, ((60, 70, 80), (90,))) for prompt in prompts(6)]
+    engine = VllmEngine(VllmOptions(), served(older, ENDS, 512))
+    before = dict(engine.complete(given))
+    left = engine.complete([request(60, n, new=400) for n in range(40, 80)] + [request(50, new=1)])
+    next(left)
+    left.close()
+    engine.reload(fresh)
+    ours = [dict(engine.complete(given)), dict(engine.complete(drawn)), engine.logps(trees)]
+    engine.close()
+    engine = VllmEngine(VllmOptions(), served(fresh, ENDS, 512))
+    theirs = [dict(engine.complete(given)), dict(engine.complete(drawn)), engine.logps(trees)]
+    engine.close()
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        for index in range(12):
+            assert one[index].tokens == other[index].tokens
+            np.testing.assert_allclose(one[index].logps, other[index].logps, atol=1e-5)
+    for first, second in zip(ours[2], theirs[2], strict=True):
+        np.testing.assert_allclose(np.concatenate(first), np.concatenate(second), atol=1e-5)
+    assert all(before[index].tokens != theirs[0][index].tokens for index in range(12))
 
 
 @needs_vllm

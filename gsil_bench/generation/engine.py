@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, Self
+from pathlib import Path
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -118,6 +119,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what it holds: memory, processes, connections. It cannot be used afterwards."""
+
+
+@runtime_checkable
+class Reloadable(Protocol):
+    """What an engine may offer besides: other weights while it runs."""
+
+    @property
+    def reloads(self) -> bool:
+        """Whether it was told to; it keeps its memory from one reload to the next."""
+
+    def reload(self, folder: Path) -> None:
+        """Serve the weights of another checkpoint of the same architecture; what it kept of the old ones' computations is gone.
+
+        The folder is not needed afterwards.
+
+        Raises:
+            EngineError: it could not. Which weights it holds is not known, and only `close` is left.
+        """
 
 
 def too_long(prompt_ids: Sequence[int], context_length: int) -> Completion | None:

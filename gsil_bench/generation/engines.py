@@ -20,6 +20,8 @@ from gsil_bench.generation.engine import Engine
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from gsil_bench.models.checkpoint import Dtype
+
 KINDS: Mapping[str, str] = {
     "transformers": "gsil_bench.generation.transformers_engine:TransformersOptions",
     "vllm": "gsil_bench.generation.vllm_engine:VllmOptions",
@@ -43,8 +45,8 @@ class Served:
     """Text of tokens, without special ones."""
     device: str
     """"cpu" or "cuda"."""
-    dtype: str
-    """Of the weights: "fp32", "bf16" or "nf4"."""
+    dtype: Dtype
+    """Of the weights."""
     autocast: bool
     """Whether matrix products are to be computed in bf16 over fp32 weights."""
     encode: Callable[[str], Sequence[int]]

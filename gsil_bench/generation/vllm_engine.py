@@ -7,6 +7,9 @@ visible here; requests are divided among them by prompt, so that a prompt's samp
 vLLM computes in the weights' dtype; it has no autocast. Where matrix products are to be in bf16 over fp32 weights, it holds all
 weights in bf16, so activations are rounded between the products too.
 
+`reload` changes the weights of the processes that run: vLLM reads a checkpoint into the tensors that it has, and forgets the keys
+and values of all prefixes. That is for a policy in training, whose weights are other ones at every sampling.
+
 A completion's randomness is its request's own: neighbours do not share it. Its logits still depend on the batch in their last
 bits, so a close choice can differ with the neighbours (in bf16 that is common) unless `batch_invariant` is on.
 """
@@ -43,6 +46,7 @@ from gsil_bench.generation.engines import Served
 from gsil_bench.models.adapters import ADAPTER, CONFIG, WEIGHTS, resolve_adapter
 from gsil_bench.models.checkpoint import resolve_model, vocabulary_size, weight_files
 from gsil_bench.models.packing import TokenTree
+from gsil_bench.records import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,9 @@ class VllmOptions:
     """Kernels whose results do not depend on the batch; slower."""
     unmerged: bool = False
     """Serve a checkpoint that has an adapter as base and adapter, instead of its merged weights."""
+    reload: bool = True
+    """A policy in training is sampled from by one vLLM that is given its weights again and again. It then keeps its share of a
+    GPU's memory while the policy trains; with false, vLLM is started at every sampling and ended after it."""
     start_seconds: float = 900.0
     """What loading may take."""
 
@@ -178,6 +185,9 @@ class VllmEngine:
         """Start the processes and wait until they have loaded; on any error none is left."""
         self.identity = options.identity(served.dtype, served.autocast)
         """See Engine."""
+        self.reloads = options.reload
+        """See Reloadable."""
+        self._patience = options.start_seconds
         self._served = served
         self._vocabulary = vocabulary_size(served.folder)
         self._processes: list[_Process] = []
@@ -190,7 +200,7 @@ class VllmEngine:
                 self._processes.append(_Process({"engine": settings, "adapter": adapter}, environment))
             deadline = time.monotonic() + options.start_seconds
             for process in self._processes:
-                process.wait_until_ready(deadline, options.start_seconds)
+                process.wait_for("ready", deadline, options.start_seconds)
         except BaseException:  # Ctrl-C too
             self.close()
             raise
@@ -230,6 +240,22 @@ class VllmEngine:
             found[answer["id"]] = (*given[len(prompt) - 1 :], *answer["logps"])
         parts = iter(range(len(pairs)))
         return [[found.get(next(parts), ()) for _ in tree.completions] for tree in trees]
+
+    def reload(self, folder: Path) -> None:
+        """See Reloadable."""
+        if not self._processes:
+            raise EngineError(CLOSED)
+        number, deadline = next(self._jobs), time.monotonic() + self._patience
+        for process in self._processes:
+            write_atomically(process.folder / f"reload-{number}.json", json.dumps({"folder": str(folder)}))
+            process.tell(f"reload {number}")
+        for process in self._processes:
+            path = process.wait_for(f"reloaded-{number}.json", deadline, self._patience)
+            error = json.loads(path.read_text(encoding="utf-8"))["error"]
+            path.unlink()
+            if error:
+                raise EngineError(f"{installed_version()} did not change its weights while it ran: {error}")
+        self._vocabulary = vocabulary_size(folder)
 
     def close(self) -> None:
         """End the processes: what they held is free. It happens by itself when the engine is forgotten, or Python ends."""
@@ -416,17 +442,19 @@ class _Process:
         """Whether the worker runs."""
         return self._popen.poll() is None
 
-    def wait_until_ready(self, deadline: float, seconds: float) -> None:
-        """Until it has loaded.
+    def wait_for(self, name: str, deadline: float, seconds: float) -> Path:
+        """The file of that name, which the worker writes once it has loaded.
 
         Raises:
             EngineError: it ended, or takes longer than that.
         """
-        while not (self.folder / "ready").exists():
+        path = self.folder / name
+        while not path.exists():
             self.check()
             if time.monotonic() > deadline:
                 raise EngineError(f"--engine-set start_seconds={seconds:g}: vLLM has not loaded by then{self._kept()}")
             time.sleep(POLL_SECONDS)
+        return path
 
     def check(self) -> None:
         """Raise EngineError if it has ended."""

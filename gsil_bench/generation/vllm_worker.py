@@ -6,8 +6,11 @@
     FOLDER/ready              written once vLLM has loaded
     FOLDER/job-N.jsonl        one line per request: {"id", "prompt", "sampling"}, where sampling are vLLM's own settings
     FOLDER/answers-N.jsonl    one line per request, flushed as it is finished: {"id", "tokens", "logps", "prompt_logps", "error"}
+    FOLDER/reload-N.json      {"folder"}: a checkpoint of the same architecture, whose weights take the place of the old ones
+    FOLDER/reloaded-N.json    {"error"}, written once they have; empty if all went well
 
-Commands on stdin are "run N" and "drop N", which ends a job: what is unfinished is given up, and the job's files are removed.
+Commands on stdin are "run N", "drop N", which ends a job (what is unfinished is given up, and the job's files are removed), and
+"reload N".
 When the parent is gone, however it ended, this process removes the folder and ends itself and every process of its group:
 vLLM's own are among them. It must lead its group.
 """
@@ -53,10 +56,7 @@ class Worker:
         while True:
             for command in _waiting(commands, block=not self._engine.has_unfinished_requests()):
                 verb, job = command.split()
-                if verb == "run":
-                    self._run(job)
-                else:
-                    self._drop(job)
+                {"run": self._run, "drop": self._drop, "reload": self._reload}[verb](job)
             for output in self._engine.step() if self._engine.has_unfinished_requests() else ():
                 if output.finished and output.request_id in self._waiting:
                     self._answer(output.request_id, _answer(output))
@@ -88,10 +88,38 @@ class Worker:
         for kind in ("job", "answers"):
             (self._folder / f"{kind}-{job}.jsonl").unlink()
 
+    def _reload(self, job: str) -> None:
+        asked = self._folder / f"reload-{job}.json"
+        try:
+            self._load(json.loads(asked.read_text(encoding="utf-8"))["folder"])
+            error = ""
+        except Exception as found:  # whatever vLLM's version says: the parent starts another process then
+            error = " ".join(f"{type(found).__name__}: {found}".split())[:300]
+        asked.unlink()
+        partial = self._folder / f"reloaded-{job}.partial"
+        partial.write_text(json.dumps({"error": error}), encoding="utf-8")
+        partial.rename(partial.with_suffix(".json"))
+
+    def _load(self, folder: str) -> None:
+        """Read a checkpoint's weights into the tensors that are there, and forget the keys and values of the old ones."""
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if import_module("vllm.platforms").current_platform.is_cpu():
+            self._engine.apply_model(_pack_embeddings)
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("the prefix cache was not emptied")
+
     def _answer(self, name: str, answer: Mapping[str, Any]) -> None:
         file = self._answers[name.partition("-")[0]]
         file.write(json.dumps({"id": self._waiting.pop(name), **answer}) + "\n")
         file.flush()
+
+
+def _pack_embeddings(model: Any) -> None:
+    """Pack embeddings and LM head anew: on a CPU, vLLM 0.32 goes on with the old LM head where it is tied to the embeddings."""
+    kind = import_module("vllm.model_executor.layers.vocab_parallel_embedding").VocabParallelEmbedding
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _waiting(commands: SimpleQueue[str], block: bool) -> Iterator[str]:

@@ -99,6 +99,36 @@ def merge_lora(model: Any) -> PreTrainedModel:
     return plain
 
 
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
+    """The weights that `merge_lora` would leave, by name, or None if there is no adapter. The model is not touched.
+
+    Args:
+        model: what was given to `add_lora`, whose layers are wrapped now; it may be in training.
+
+    Returns:
+        Merged weights on the CPU, each summed in fp32 and rounded once to the weight's dtype; the others are the model's own.
+
+    Raises:
+        UserError: a weight with an adapter is quantised, or tied to another one.
+    """
+    if not any(".lora_A." in name for name, _ in model.named_parameters()):
+        return None
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    shared, adapted = _shared_parameters(model), set(_adapted_layers(model))
+    for name, layer in model.named_modules():
+        if layer not in adapted:
+            continue
+        base = layer.get_base_layer()
+        if _is_quantized(base) or id(base.weight) in shared:
+            raise UserError(f"{name}: an adapter on a quantised or tied weight is not merged while it is trained")
+        for key in [key for key in weights if key.startswith(f"{name}.")]:
+            del weights[key]
+        weights |= {f"{name}.{key}": value for key, value in base.state_dict().items()}
+        weights[f"{name}.weight"] = _sum(base.weight, layer).cpu()
+    return weights
+
+
 def save_adapter(model: Any, folder: Path, base: str | None = None) -> Path:
     """Write the adapter alone as safetensors to a subfolder of a checkpoint; call it before `merge_lora`.
 
@@ -283,7 +313,7 @@ def _merge_layer(layer: Any, base: nn.Module, shared: set[int]) -> None:
 
 
 def _sum(weight: torch.Tensor, layer: Any) -> torch.Tensor:
-    """A dequantised weight plus its layer's products, in fp32, rounded once."""
+    """A plain weight plus its layer's products, in fp32, rounded once."""
     total = weight.float()
     for name in layer.active_adapters:
         total = total + layer.get_delta_weight(name).float()
