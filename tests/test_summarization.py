@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsil_bench.data import sources
-from gsil_bench.data.degradations import DEGRADATIONS, Inapplicable
+from gsil_bench.data.degradations import CLASSES, DEGRADATIONS, Failure, Inapplicable, failed_rules, failures, unavailable
 from gsil_bench.errors import UserError
 from gsil_bench.evaluation.learned_metrics import EmbeddingF1, matching_f1
 from gsil_bench.evaluation.scoring import check_canaries
@@ -28,6 +28,7 @@ from gsil_bench.tasks.summarization import (
     ROUGE_FINISHED,
     ROUGE_FIRST_STOP,
     ROUGE_NO_REPEATS,
+    ROUGE_POST_PROCESSED,
     VARIANTS,
     file_task,
     score_summary,
@@ -39,15 +40,18 @@ from gsil_bench.tasks.text_measures import (
     cut_at_first_stop,
     drop_repeats,
     drop_unfinished,
+    first_paragraph,
     is_finished,
     longest_copy,
+    post_processed,
     repeated_share,
     rouge,
+    rouge_l,
     sentences,
     words,
 )
 
-TASKS = (ROUGE, ROUGE_FIRST_STOP, ROUGE_NO_REPEATS, ROUGE_FINISHED)
+TASKS = (ROUGE, ROUGE_FIRST_STOP, ROUGE_NO_REPEATS, ROUGE_FINISHED, ROUGE_POST_PROCESSED)
 RESOURCES = ScoringResources()
 ROOT = Path(__file__).parent.parent
 
@@ -182,9 +186,49 @@ def test_drop_unfinished(text: str, expected: str) -> None:
     assert drop_unfinished(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("We do it.\nWe do more.", "We do it.\nWe do more."),  # a line break is no empty line
+        ("We do it.\n\nWe do more.", "We do it."),
+        ("We do it.\n \t\nWe do more.\n\nYes.", "We do it."),
+        ("\n\n We do it. \n\n", "We do it."),
+        ("We do it.<|im_end|>\nWe do more.", "We do it."),
+        ("We do it.</s></s>\n\nMore.", "We do it."),
+        ("We do it.\nUser: And then?", "We do it."),
+        ("The User: field stays.", "The User: field stays."),
+        ("<|end|>We do it.", ""),
+    ],
+)
+def test_first_paragraph(text: str, expected: str) -> None:
+    assert first_paragraph(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("We do it.", "We do it."),
+        ("We do it. We do it. We do", "We do it."),
+        ("We do it. We do more. We do it!\n\nYes.", "We do it.\nWe do more."),
+        ("We do", "We do"),  # nothing would be left
+        ("We do it. We do<|end|> it well.", "We do it."),  # the end mark first: then the last sentence is not finished
+        ("We do\n\nit.", "We do"),
+        ("We do it.\nA title\nWe do it.", "We do it."),  # repeats first: then the title is last, and not finished
+    ],
+)
+def test_post_processed(text: str, expected: str) -> None:
+    assert post_processed(text) == expected
+
+
 @given(st.text(alphabet="aB. \n?", max_size=40))
 def test_doing_it_twice_changes_nothing(text: str) -> None:
-    for apply in (cut_at_first_stop, drop_repeats):  # not drop_unfinished: the sentence before may be unfinished too
+    for apply in (
+        cut_at_first_stop,
+        drop_repeats,
+        first_paragraph,
+    ):  # not drop_unfinished: the sentence before may be unfinished too
         assert apply(apply(text)) == apply(text)
 
 
@@ -260,6 +304,25 @@ def test_rouge_equals_rouge_scores_own_choice() -> None:
     expected = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True).score_multi(references, text)
     found = rouge(text, references)
     assert {name: getattr(found, name) for name in expected} == {name: score.fmeasure for name, score in expected.items()}
+
+
+def test_rouge_l_without_a_library() -> None:
+    """the cat sat on the mat / the cat lay on the mat: a common subsequence of 5 words, 6 words each: 10/12. red fox / a quick
+    red fox ran off: 2 of 2 and 6 words: 4/8. Words are not stemmed: cats and cat differ. a b c d / d c b a: one word, 2/8.
+    """
+    assert rouge_l("The cat sat on the mat.", "the cat lay on the mat") == pytest.approx(5 / 6)
+    assert rouge_l("red fox", "a quick red fox ran off") == 0.5
+    assert rouge_l("cats", "cat") == 0.0
+    assert rouge_l("a b c d", "d c b a") == 0.25
+    assert (rouge_l("", "a"), rouge_l("a", ""), rouge_l("a", "A!")) == (0.0, 0.0, 1.0)
+
+
+@given(*[st.lists(st.sampled_from("abcde"), min_size=1, max_size=12).map(" ".join)] * 2)
+def test_rouge_l_is_what_rouge_score_says_without_its_stemmer(text: str, reference: str) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    expected = RougeScorer(["rougeL"], use_stemmer=False).score(reference, text)["rougeL"].fmeasure
+    assert rouge_l(text, reference) == pytest.approx(expected)
 
 
 def test_missing_package_is_one_line_and_not_a_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,9 +414,9 @@ def test_task_record(task: summarization.Summarization) -> None:
 
 
 def test_protocols_differ_in_scoring_only() -> None:
-    assert len({task.name for task in TASKS}) == len({task.protocol.extraction for task in TASKS}) == 4
+    assert len({task.name for task in TASKS}) == len({task.protocol.extraction for task in TASKS}) == len(TASKS)
     alike = [replace(task.protocol, name="", extraction="") for task in TASKS]
-    assert alike == [alike[0]] * 4
+    assert alike == [alike[0]] * len(TASKS)
     assert [task.name for task in TASKS] == [f"summarization/{variant}" for variant in VARIANTS]
 
 
@@ -361,9 +424,10 @@ def test_one_answer_under_every_protocol() -> None:
     """The answer has 10 words: a b, a b, c d, c d e f; the reference is a b c d.
 
     Whole: subsequence a b c d, precision 4/10, recall 1, F1 = 8/14. First stop: a b, precision 1, recall 1/2, F1 = 2/3. Without
-    repeats: 8 words, F1 = 8/12. Finished: a b a b c d, 4 of 6, F1 = 8/10.
+    repeats: 8 words, F1 = 8/12. Finished: a b a b c d, 4 of 6, F1 = 8/10. Without repeats and then finished: a b c d, 1.
     """
     wanted = {"rouge": 8 / 14, "rouge-first-stop": 2 / 3, "rouge-no-repeats": 2 / 3, "rouge-finished": 4 / 5}
+    wanted["rouge-post-processed"] = 1.0
     for task in TASKS:
         score = task.score([item("x", ["A b c d"])], [("A b. A b. C d. C d e f",)], RESOURCES)[0]
         assert score.value == pytest.approx(wanted[task.name.partition("/")[2]]), task.name
@@ -520,7 +584,7 @@ def test_real_canaries(data_dir: Path) -> None:
         assert len(items) == len({item.id for item in items}) == 618
         assert all(item.gold for item in items)
         check_canaries(task, items, RESOURCES)
-    assert [task.items("test", data_dir)[5].id for task in TASKS] == [items[5].id] * 4
+    assert [task.items("test", data_dir)[5].id for task in TASKS] == [items[5].id] * len(TASKS)
 
 
 @pytest.mark.data
@@ -733,6 +797,59 @@ def test_a_passage_goes_round_the_end_of_a_short_document() -> None:
 def test_what_cannot_be_made_is_said(name: str, summary: str, document: str, others: Sequence[str]) -> None:
     with pytest.raises(Inapplicable):
         degrade(name, 0, summary, document, others)
+
+
+def test_one_failure_of_each_class() -> None:
+    made = failures(SUMMARY, DOCUMENT, OTHERS, seed=3)
+    assert tuple(made) == CLASSES == (*DEGRADATIONS, "missing-end")
+    assert made == failures(SUMMARY, DOCUMENT, OTHERS, seed=3) != failures(SUMMARY, DOCUMENT, OTHERS, seed=4)
+    # The summary itself, ended, is the only answer that is no failure.
+    assert all(failure is not None and failure != Failure(SUMMARY, ended=True) for failure in made.values())
+    assert made["missing-end"] == Failure(SUMMARY, ended=False)
+    assert [name for name, failure in made.items() if failure and not failure.ended] == ["run-on", "missing-end"]
+
+
+def test_a_class_is_drawn_alone() -> None:
+    """What others there are matters to off-topic, and to nothing else."""
+    some, more = failures(SUMMARY, DOCUMENT, OTHERS, 0), failures(SUMMARY, DOCUMENT, [], 0)
+    assert more["off-topic"] is None
+    assert {name: failure for name, failure in some.items() if name != "off-topic"} == {
+        name: failure for name, failure in more.items() if name != "off-topic"
+    }
+
+
+def test_what_cannot_be_made_is_counted_and_never_the_summary() -> None:
+    """One word without a stop: not cut, not shuffled, no stop to lose. The second has all but another summary."""
+    one, two = failures("Word", DOCUMENT, OTHERS, 0), failures("Two words.", DOCUMENT, ["two words"], 0)
+    assert [name for name, failure in one.items() if failure is None] == ["truncated", "without-end", "shuffled"]
+    assert unavailable([one, two]) == dict.fromkeys(CLASSES, 0) | {
+        "truncated": 1, "without-end": 1, "shuffled": 1, "off-topic": 1,
+    }  # fmt: skip
+    assert unavailable([]) == {}
+
+
+def test_white_space_alone_is_no_failure() -> None:
+    with pytest.raises(Inapplicable):
+        degrade("copied", 0, "Aa  bb.", "Aa bb.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended", "expected"),
+    [
+        ("A method is shown.", True, ()),
+        ("A method is shown.", False, ("missing-end",)),
+        ("A method is shown", True, ("without-end",)),
+        ("A method is shown. A method is shown.", True, ("repeated",)),
+        ("The red fox runs.", True, ("copied",)),
+        ("A method is shown. The red fox runs! The", False, ("without-end", "copied", "missing-end")),
+        ("The red fox", True, ("without-end",)),  # part of a sentence is no copied one
+        ("", True, ("empty",)),
+        (" ", False, ("empty", "missing-end")),
+        ("A method is shown.\n\nYes, it is.", True, ("markup",)),
+    ],
+)
+def test_rules_that_an_answer_fails(answer: str, ended: bool, expected: tuple[str, ...]) -> None:
+    assert failed_rules(answer, ended, "The red fox runs. It is quick.") == expected
 
 
 def test_measures_see_the_failures() -> None:

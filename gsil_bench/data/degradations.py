@@ -1,17 +1,24 @@
 """Summaries that fail in a known way, made from good ones: what a measure or a reward must see, and a policy must unlearn.
 
 Each degradation takes a summary, its document, summaries of other documents and a seeded generator, and returns a text that is
-not the summary. The same arguments give the same text.
+not the summary. The same arguments give the same text. `failures` makes one of each class, and adds what no text can show:
+whether the model's end token follows. `failed_rules` says which of them a model's own answer shows, where a rule can tell.
+
+The classes are ours: what is known here of RL without human feedback for last-mile fine-tuning (arXiv 2408.16753) says "diverse
+negative failure modes", and not which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from gsil_bench.tasks.text_measures import is_finished, sentences, words
+from gsil_bench.records import digest
+from gsil_bench.tasks.text_measures import drop_repeats, first_paragraph, is_finished, sentences, words
 
 STOPS = " .!?…\"'”’»)]}"
 """What is taken off an end so that no sentence ends there."""
@@ -110,8 +117,8 @@ def _sentences(summary: str) -> list[str]:
 
 
 def _changed(text: str, summary: str, reason: str) -> str:
-    """The text, if it is one and another than the summary."""
-    if not text or text == summary.strip():
+    """The text, if it is one and another than the summary, whatever the white space."""
+    if not text or text.split() == summary.split():
         raise Inapplicable(reason)
     return text
 
@@ -126,3 +133,76 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "shuffled": shuffled,
     "empty": empty,
 }
+
+MISSING_END = "missing-end"
+"""The class whose text is the summary itself, after which the model goes on."""
+ENDLESS = frozenset({"run-on", MISSING_END})
+"""Classes after which no end token follows: the model would go on up to the limit."""
+CLASSES = (*DEGRADATIONS, MISSING_END)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An answer that fails."""
+
+    text: str
+    ended: bool
+    """Whether the end token follows. Of missing-end this is all that differs from the summary."""
+
+
+def failures(summary: str, document: str, others: Sequence[str], seed: int) -> dict[str, Failure | None]:
+    """One failure of every class, in the order of CLASSES; None where there is none of this summary: `unavailable` counts them.
+
+    The draws of a class depend on the seed, the class, the summary and the document only: neither a further class nor a further
+    example changes them.
+
+    Args:
+        summary: a good answer.
+        document: what it is about, or the prompt.
+        others: good answers to other prompts; the summary itself may be among them.
+        seed: of the draws.
+    """
+    return {name: _failure(name, summary, document, others, seed) for name in CLASSES}
+
+
+def _failure(name: str, summary: str, document: str, others: Sequence[str], seed: int) -> Failure | None:
+    if name == MISSING_END:
+        return Failure(summary, ended=False)
+    rng = np.random.default_rng(int(digest([seed, name, summary, document])[:16], 16))
+    try:
+        return Failure(DEGRADATIONS[name](summary, document, others, rng), name not in ENDLESS)
+    except Inapplicable:
+        return None
+
+
+def unavailable(made: Iterable[Mapping[str, Failure | None]]) -> dict[str, int]:
+    """How many summaries have no failure of a class; every class that was tried, in order."""
+    missing = Counter[str]()
+    for one in made:
+        missing.update({name: int(failure is None) for name, failure in one.items()})
+    return dict(missing)
+
+
+def failed_rules(answer: str, ended: bool, document: str) -> tuple[str, ...]:
+    """The classes that a model's own answer shows, where a rule can tell, in the order of CLASSES; "markup" for one that has
+    another paragraph or spells an end mark.
+
+    A sentence counts as copied if the document has it word for word. Run-on, truncated, off-topic and shuffled cannot be told
+    without the summary.
+
+    Args:
+        answer: the text that was sampled.
+        ended: whether the model ended it; False: the token limit did.
+        document: what it was to be about.
+    """
+    text, known = answer.strip(), {tuple(words(sentence)) for sentence in sentences(document)} - {()}
+    said = sentences(text)
+    shown = {
+        "without-end": bool(text) and not is_finished(text),
+        "repeated": len(sentences(drop_repeats(text))) < len(said),
+        "copied": any(tuple(words(sentence)) in known for sentence in said),
+        "empty": not text,
+        MISSING_END: not ended,
+        "markup": first_paragraph(text) != text,
+    }
+    return tuple(name for name, found in shown.items() if found)

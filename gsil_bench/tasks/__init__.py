@@ -19,6 +19,9 @@ TASKS: dict[str, str] = {
     "mini-gsm8k-sampled": "gsil_bench.tasks.mini:GSM8K_SAMPLED",
     "mini-humaneval": "gsil_bench.tasks.mini:HUMANEVAL",
     "mini-mt-bench": "gsil_bench.tasks.mini:MT_BENCH",
+    "mini-summarization/raw": "gsil_bench.tasks.mini:SUMMARIZATION",
+    "mini-summarization/post-processed": "gsil_bench.tasks.mini:SUMMARIZATION_POST_PROCESSED",
+    "mini-summarization/greedy": "gsil_bench.tasks.mini:SUMMARIZATION_GREEDY",
     "gsm8k/lm-eval-v3": "gsil_bench.tasks.gsm8k:LM_EVAL_V3",
     "gsm8k/lm-eval-v1": "gsil_bench.tasks.gsm8k:LM_EVAL_V1",
     "gsm8k/openllm-v1": "gsil_bench.tasks.gsm8k:OPENLLM_V1",
@@ -44,9 +47,11 @@ TASKS: dict[str, str] = {
     "summarization/rouge-first-stop": "gsil_bench.tasks.summarization:ROUGE_FIRST_STOP",
     "summarization/rouge-no-repeats": "gsil_bench.tasks.summarization:ROUGE_NO_REPEATS",
     "summarization/rouge-finished": "gsil_bench.tasks.summarization:ROUGE_FINISHED",
+    "summarization/rouge-post-processed": "gsil_bench.tasks.summarization:ROUGE_POST_PROCESSED",
 }
 
 ALIASES: dict[str, str] = {
+    "mini-summarization": "mini-summarization/raw",
     "gsm8k": "gsm8k/lm-eval-v3",
     "humaneval": "humaneval/lm-eval-instruct-v4",
     "mbpp": "mbpp/chat-v1",

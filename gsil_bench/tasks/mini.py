@@ -1,8 +1,13 @@
-"""The four tasks of the embedded suite, and the deterministic rubric judge of mini-mt-bench.
+"""The four tasks of the embedded suite, the deterministic rubric judge of mini-mt-bench, and mini-summarization.
 
 mini-gsm8k is scored as GSM8K is. mini-humaneval runs the programs in a restricted language, so it needs no consent to
 run code. mini-mt-bench is rated turn by turn by a judge that follows a rubric: rating = 1 + round(9 x weighted share of
 fulfilled checks).
+
+mini-summarization is asked by name only, with demonstrations of its own (--demonstrations mini-summarization). It is scored by
+ROUGE-L. Two protocols share one sampled answer: raw scores all that the model said up to the token limit, post-processed what is
+left after the usual mending of a text whose author does not know when to stop. A third, greedy, tells a model whose ends became
+clean from one that merely became surer of itself.
 """
 
 from __future__ import annotations
@@ -15,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from gsil_bench.data import mini
+from gsil_bench.data.mini import articles
 from gsil_bench.errors import UserError
 from gsil_bench.tasks.gsm8k import score_answer
 from gsil_bench.tasks.judge import Judge, JudgeRequest, rate_turns
 from gsil_bench.tasks.sandbox import Program, run_restricted
 from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources, Split
+from gsil_bench.tasks.text_measures import as_it_is, described, post_processed, rouge_l
 
 FENCE = re.compile(r"```(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
@@ -183,6 +190,40 @@ class DialogueTask:
         return rate_turns(self.judge, requests)
 
 
+@dataclass(frozen=True)
+class SummaryTask:
+    """Articles to be summarised in a sentence; the score is ROUGE-L's F1 without a stemmer."""
+
+    name: str
+    summary: str
+    protocol: AnswerProtocol
+    apply: Callable[[str], str]
+    """What is done to an answer before it is scored."""
+    version: str = f"{articles.VERSION}"
+    metric: str = "ROUGE-L"
+    best: float = 1.0
+    worst: float = 0.0
+    runs_code: bool = False
+
+    def items(self, split: Split, data_dir: Path | None = None) -> Sequence[Item]:
+        """The items of a split; nothing is read from `data_dir`."""
+        return [self._kept(item) for item in mini.items("mini-summarization", split)]
+
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]], resources: ScoringResources) -> list[Score]:
+        """One score per item; the details are those of `text_measures.described`, and whether the answer was changed."""
+        return [self._score(answer[0], **item.reference) for item, answer in zip(items, answers, strict=True)]
+
+    def _kept(self, item: Item) -> Item:
+        """The item; without its gold answer if this protocol would change that."""
+        return item if self.apply(item.gold[0]).split() == item.gold[0].split() else replace(item, gold=())
+
+    def _score(self, answer: str, document: str, summaries: Sequence[str]) -> Score:
+        text = self.apply(answer)
+        value = rouge_l(text, summaries[0])
+        changed = text.split() != answer.split()
+        return Score(value, f"ROUGE-L {value:.3f}", {**described(text, document, summaries[0]), "changed": changed})
+
+
 GSM8K = ArithmeticTask(
     name="mini-gsm8k",
     summary="Word problems of two to four steps, answered greedily.",
@@ -207,4 +248,32 @@ MT_BENCH = DialogueTask(
     summary="Two-turn instructions in eight categories, rated 1 to 10 by a deterministic rubric.",
     protocol=AnswerProtocol("mini-mt-bench/greedy-v1", max_new_tokens=32),
     judge=RubricJudge(),
+)
+
+SUMMARIZATION = SummaryTask(
+    name="mini-summarization/raw",
+    summary="Articles of a few sentences to be said in one: one sample at temperature 1, of which all is scored.",
+    protocol=AnswerProtocol(
+        "mini-summarization/raw-v1", max_new_tokens=64, temperature=1.0, samples=1, seed=1234, prompt=articles.PROMPT
+    ),
+    apply=as_it_is,
+)
+
+SUMMARIZATION_GREEDY = replace(
+    SUMMARIZATION,
+    name="mini-summarization/greedy",
+    summary="The same articles, answered greedily: the mode of the distribution; all of it is scored.",
+    protocol=AnswerProtocol("mini-summarization/greedy-v1", max_new_tokens=64, prompt=articles.PROMPT),
+)
+
+SUMMARIZATION_POST_PROCESSED = replace(
+    SUMMARIZATION,
+    name="mini-summarization/post-processed",
+    summary="The same answers, scored up to their first empty line, without repeated and unfinished sentences.",
+    protocol=replace(
+        SUMMARIZATION.protocol,
+        name="mini-summarization/post-processed-v1",
+        extraction="the first paragraph, without repeated sentences, without an unfinished last sentence if another is before it",
+    ),
+    apply=post_processed,
 )

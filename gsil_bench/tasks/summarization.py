@@ -4,15 +4,16 @@ The item's score is the F1 of ROUGE-L against the best of its references (rouge-
 several references are combined. Beside it stand the other ROUGE measures, length, repetition, copying, and whether the text ends
 in a finished sentence. Whether the model ended it is not visible in a text: the count of truncated answers says that.
 
-Four protocols ask the same question and differ in what is done to the answer before it is scored, so stored answers of one can
+Five protocols ask the same question and differ in what is done to the answer before it is scored, so stored answers of one can
 be scored under any other. A score that rises a lot tells what the model does wrong: it does not stop, or it repeats itself.
 
 | name                           | scored                                            |
 |--------------------------------|---------------------------------------------------|
-| summarization/rouge            | the answer                                        |
+| summarization/rouge            | the answer: all that the model said, nothing cut  |
 | summarization/rouge-first-stop | up to the first end of a sentence or line         |
 | summarization/rouge-no-repeats | without the sentences that were said before       |
 | summarization/rouge-finished   | without a last sentence that is not finished      |
+| summarization/rouge-post-processed | its first paragraph, then both of the last two |
 
 References are never changed. The gold answer of an item, canary and demonstration, is its first reference that the protocol
 leaves as it is; under rouge-first-stop an item whose references all have several sentences has none.
@@ -34,16 +35,13 @@ from gsil_bench.tasks.task import AnswerProtocol, Item, Score, ScoringResources,
 from gsil_bench.tasks.text_measures import (
     LearnedMetric,
     as_it_is,
-    copied_share,
     cut_at_first_stop,
+    described,
     drop_repeats,
     drop_unfinished,
     has_rouge_words,
-    is_finished,
-    longest_copy,
-    repeated_share,
+    post_processed,
     rouge,
-    words,
 )
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -69,6 +67,11 @@ VARIANTS: Mapping[str, Variant] = {
     "rouge-first-stop": Variant(cut_at_first_stop, "the answer up to the first end of a sentence or line"),
     "rouge-no-repeats": Variant(drop_repeats, "the answer without sentences that have the words of an earlier one"),
     "rouge-finished": Variant(drop_unfinished, "the answer without an unfinished last sentence, if another is before it"),
+    "rouge-post-processed": Variant(
+        post_processed,
+        "the answer's first paragraph (up to an empty line or a spelled end mark), without repeated sentences, then without an "
+        "unfinished last sentence, if another is before it",
+    ),
 }
 
 
@@ -135,9 +138,7 @@ class Summarization:
 def score_summary(text: str, reference: Mapping[str, Any]) -> Score:
     """Score one text: ROUGE-L F1 against the best of its references.
 
-    The details: rouge1, rouge2, rougeL, rougeLsum; length_ratio (words of the text per word of the best reference); repeated_n
-    and copied_n (shares of its n-grams that it said before, or that the document has; n is 3 and 4); longest_copy (words of the
-    longest run it shares with the document); finished (it ends where a sentence ends); empty.
+    The details: rouge1, rouge2, rougeL, rougeLsum, and what `described` finds beside the best reference.
 
     Args:
         text: what is scored.
@@ -146,10 +147,7 @@ def score_summary(text: str, reference: Mapping[str, Any]) -> Score:
     document, summaries = reference["document"], reference["summaries"]
     found = rouge(text, summaries)
     details: dict[str, Any] = {name: value for name, value in asdict(found).items() if name != "best"}
-    details["length_ratio"] = len(words(text)) / len(words(summaries[found.best]))
-    for n in (3, 4):
-        details |= {f"repeated_{n}": repeated_share(text, n), f"copied_{n}": copied_share(text, document, n)}
-    details |= {"longest_copy": longest_copy(text, document), "finished": is_finished(text), "empty": not text.strip()}
+    details |= described(text, document, summaries[found.best])
     reason = f"ROUGE-L {found.rougeL:.3f} against summary {found.best + 1} of {len(summaries)}"
     return Score(found.rougeL, "an empty answer" if details["empty"] else reason, details)
 
@@ -277,3 +275,4 @@ ROUGE = _scitldr("rouge")
 ROUGE_FIRST_STOP = _scitldr("rouge-first-stop")
 ROUGE_NO_REPEATS = _scitldr("rouge-no-repeats")
 ROUGE_FINISHED = _scitldr("rouge-finished")
+ROUGE_POST_PROCESSED = _scitldr("rouge-post-processed")

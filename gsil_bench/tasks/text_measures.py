@@ -36,6 +36,12 @@ BEFORE_NUMBER = re.compile(r"nos?|figs?|eqs?|eqn|secs?|ch|tab|pp?|vol|art|refs?|
 INITIALS = re.compile(r"(?:[A-Za-z]\.-?)*[A-Z]")
 """Of a name or a country, without the last stop: "J. Smith", "U.S. trade"."""
 LIST_NUMBER = re.compile(r"\W*[0-9]{1,3}")
+END_MARKS = (
+    "<|end|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>",
+    "<|user|>", "<|assistant|>", "<|im_start|>", "\nUser:", "\nHuman:", "\n### Instruction",
+)  # fmt: skip
+"""How the end of an answer, or the beginning of another turn, is spelled in text. A model's own end token is in no text."""
+EMPTY_LINE = re.compile(r"\n[^\S\n]*\n")
 
 
 class LearnedMetric(Protocol):
@@ -146,6 +152,19 @@ def drop_unfinished(text: str) -> str:
     return "\n".join(found if len(found) < 2 or is_finished(found[-1]) else found[:-1])
 
 
+def first_paragraph(text: str) -> str:
+    """What stands before the first empty line or spelled end of an answer (END_MARKS)."""
+    text = text.strip()
+    ends = [place for mark in END_MARKS if (place := text.find(mark)) >= 0]
+    line = EMPTY_LINE.search(text)
+    return text[: min([*ends, line.start() if line else len(text)])].strip()
+
+
+def post_processed(text: str) -> str:
+    """The first paragraph without repeated sentences, and then without a last sentence that is not finished."""
+    return drop_unfinished(drop_repeats(first_paragraph(text)))
+
+
 # --- measures ------------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +182,21 @@ def rouge(text: str, references: Sequence[str]) -> Rouge:
     scores = [_scorer().score("\n".join(sentences(reference)), candidate) for reference in references]
     f1 = {name: [float(score[name].fmeasure) for score in scores] for name in ROUGE_TYPES}
     return Rouge(**{name: max(values) for name, values in f1.items()}, best=f1["rougeL"].index(max(f1["rougeL"])))
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """F1 of ROUGE-L over the words of two texts, without a stemmer: 2 · (their longest common subsequence) / (words of both).
+
+    The measure of the embedded suite, which needs no library. 0 if either has no words.
+    """
+    one, two = words(text), words(reference)
+    lengths = [0] * (len(two) + 1)  # of the common subsequence of what was read of `one` and the first words of `two`
+    for word in one:
+        diagonal = 0
+        for place, other in enumerate(two, start=1):
+            longest = diagonal + 1 if word == other else max(lengths[place], lengths[place - 1])
+            diagonal, lengths[place] = lengths[place], longest
+    return 2 * lengths[-1] / (len(one) + len(two)) if one and two else 0.0
 
 
 @cache
@@ -202,3 +236,17 @@ def longest_copy(text: str, document: str) -> int:
         runs = {place: runs.get(place - 1, 0) + 1 for place in places.get(word, ())}
         longest = max(longest, max(runs.values(), default=0))
     return longest
+
+
+def described(text: str, document: str, summary: str) -> dict[str, Any]:
+    """What may be wrong with a summary, in numbers.
+
+    Returns:
+        length_ratio (words per word of `summary`); repeated_n and copied_n (shares of its n-grams that it said before, or that
+        the document has; n is 3 and 4); longest_copy (words of the longest run it shares with the document); finished (it ends
+        where a sentence ends); empty.
+    """
+    found: dict[str, Any] = {"length_ratio": len(words(text)) / len(words(summary))}
+    for n in (3, 4):
+        found |= {f"repeated_{n}": repeated_share(text, n), f"copied_{n}": copied_share(text, document, n)}
+    return found | {"longest_copy": longest_copy(text, document), "finished": is_finished(text), "empty": not text.strip()}
