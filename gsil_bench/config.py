@@ -144,7 +144,7 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     for assignment in assignments:
         target, equals, value = assignment.partition("=")
         method, dot, setting = target.rpartition(".")
-        if not (equals and dot and method and setting and value):
+        if not (equals and dot and method and setting):  # no value is one: starts_from= is the model as given
             raise UserError(f"--set {assignment}: expected METHOD.SETTING=VALUE, such as gsil-logistic.scale=0.5")
         settings.setdefault(method, {})[setting] = value
     return settings

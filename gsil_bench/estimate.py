@@ -14,8 +14,13 @@ from gsil_bench.plan import Plan, Stage
 from gsil_bench.records import write_atomically
 from gsil_bench.store import Artefact, Store
 
-FLOPS_PER_PARAMETER_AND_TOKEN = {"training": 6.0, "reference": 2.0, "held-out": 2.0, "generations": 6.0, "answers": 6.0}
-"""A forward pass costs 2, a backward pass 4. Decoding one token at a time reaches about a third of a forward pass's speed."""
+FLOPS_PER_PARAMETER_AND_TOKEN = {
+    "training": 6.0, "training-on-samples": 18.0, "reward-model": 6.0, "reference": 2.0, "held-out": 2.0, "generations": 6.0,
+    "answers": 6.0,
+}  # fmt: skip
+"""A forward pass costs 2, a backward pass 4. Decoding one token at a time reaches about a third of a forward pass's speed.
+Training on samples of the policy decodes each (6), reads it under three models or so (6) and learns from it (6).
+"""
 CPU_FLOPS_PER_THREAD = 25e9
 GPU_FLOPS = 5e13
 SECONDS_PER_STAGE = 0.3
@@ -53,12 +58,34 @@ class Speeds:
             return SECONDS_PER_SCORING
         if stage.tokens == 0:
             return SECONDS_PER_STAGE
-        speed = self.seen.get(_name(stage, model)) or _guess(stage.kind, model.parameters, model.device)
+        speed = self.seen.get(_name(stage, model)) or _guess(_kind(stage), model.parameters, model.device)
         return SECONDS_PER_STAGE + stage.tokens / speed
 
 
 def _name(stage: Stage, model: Model) -> str:
-    return f"{stage.kind}/{model.parameters}/{model.device}"
+    return f"{_kind(stage)}/{model.parameters}/{model.device}"
+
+
+def _kind(stage: Stage) -> str:
+    """The stage's kind; training that samples as it goes has a speed of its own."""
+    return f"{stage.kind}-on-samples" if _samples(stage) else stage.kind
+
+
+def _samples(stage: Stage) -> bool:
+    return bool(stage.inputs.get("method", {}).get("rollouts"))
+
+
+def sampled_tokens(stage: Stage, length: float) -> tuple[float, float]:
+    """Tokens that a training samples from the policy as it is being trained: about, and at most; (0, 0) for any other stage.
+
+    Args:
+        length: of an answer, about.
+    """
+    if not _samples(stage):
+        return 0.0, 0.0
+    protocol, updates = stage.inputs["method"]["protocol"], stage.inputs["method"]["rollouts"]["updates"]
+    answers = -(-stage.inputs["steps"] // updates) * stage.inputs["batch_size"] * protocol["samples"]
+    return answers * min(length, protocol["max_new_tokens"]), answers * protocol["max_new_tokens"]
 
 
 def _guess(kind: str, parameters: int, device: str) -> float:

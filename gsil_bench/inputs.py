@@ -149,6 +149,8 @@ class Inputs:
     """What a reader of the table should know: which data a method used, what was left out."""
     judge: Any = None
     """What rates answers, for tasks with `needs_judge`; part of the fingerprint of their scores."""
+    bases: Mapping[str, Method] = field(default_factory=dict)
+    """What methods start from, by their names, with the run's settings."""
     learned: Any = None
     """A further measure, for tasks with `takes_learned_metric`; part of the fingerprint of their scores."""
 
@@ -184,7 +186,12 @@ def read_inputs(config: Config) -> Inputs:
         _check_untrained(config, methods)
         model = dataclasses.replace(model, weights_sha256=engine.weights)
         notes += ("answers are a served model's; no held-out loss: its log-probs are not asked for",)
-    inputs = Inputs(config, model, demonstrations, tasks, methods, data_dir, engine, notes, _judge(config), _learned(config))
+    bases = {method.name: base_of(method, config) for method in methods if method.starts_from}
+    if config.processes > 1:
+        _check_alone(methods)
+    inputs = Inputs(
+        config, model, demonstrations, tasks, methods, data_dir, engine, notes, _judge(config), bases, _learned(config)
+    )
     _ = inputs.control  # a wrong --control is found now
     return inputs
 
@@ -248,10 +255,37 @@ def resolve_methods(config: Config) -> tuple[Method, ...]:
     return tuple(methods)
 
 
+def base_of(method: Method, config: Config) -> Method:
+    """What a method starts from: the method of that name with the run's settings, for its share of the epochs.
+
+    Raises:
+        UserError: there is none, it does not train, or starts from another one itself.
+    """
+    typed, epochs = method.starts_from, TrainConfig.of(method.training, where=method.name).epochs
+    base = load_with_variants(typed, config.variants)
+    base = with_settings(base, {**config.training, **settings_of(typed, base, config.set, config.variants)})
+    if not base.trains or base.starts_from:
+        why = f"starts from {base.starts_from} itself" if base.starts_from else "does not train"
+        raise UserError(f"{method.name}.starts_from={typed}: {typed} {why}")
+    batch_size = TrainConfig.of(method.training, where=method.name).batch_size
+    return with_settings(base, {"epochs": epochs * method.start_share, "batch_size": batch_size})
+
+
+def _check_alone(methods: Sequence[Method]) -> None:
+    """Raise UserError for a method that only one process can train."""
+    for method in methods:
+        if method.rollouts is not None:
+            raise UserError(
+                f"--processes: {method.name} samples from the policy that it trains, in one process only; leave it out"
+            )
+
+
 def check_targets(settings: Settings, typed: Sequence[str], variants: Settings) -> None:
     """Raise UserError if a setting of the command line belongs to a method that is not compared: it would change nothing."""
     compared = {name: variants[name] for name in typed if name in variants}
-    known = {name for word in typed for name in (word, load_with_variants(word, variants).name)} | base_names(compared)
+    loaded = {word: load_with_variants(word, variants) for word in typed}
+    known = {name for word, method in loaded.items() for name in (word, method.name)} | base_names(compared)
+    known |= {method.starts_from for method in loaded.values() if method.starts_from}
     for target in settings:
         if target not in known:
             raise unknown_name("method in --set (not among --methods)", target, known)

@@ -13,17 +13,19 @@ from functools import cached_property, partial
 from typing import Any
 
 from gsil_bench import stages
+from gsil_bench.errors import UserError
 from gsil_bench.evaluation import held_out
 from gsil_bench.generation.engine import Sampling
 from gsil_bench.inputs import Inputs, TaskInput
-from gsil_bench.methods import Method
+from gsil_bench.methods import Critic, Method, SelfPlay
 from gsil_bench.records import digest
 from gsil_bench.source import source_sha256
 from gsil_bench.stages import VERSIONS, Workspace
 from gsil_bench.store import Artefact, Produced
 from gsil_bench.tasks.task import AnswerProtocol, Item, Task
-from gsil_bench.training.batches import steps_of_round
+from gsil_bench.training.batches import steps_of_round, steps_of_run
 from gsil_bench.training.config import TrainConfig
+from gsil_bench.training.critics import critic_of
 from gsil_bench.variants import after_round
 
 
@@ -169,49 +171,57 @@ class Planner:
         seed = seed if self.data.config.generation_seed is None else self.data.config.generation_seed
         stream = seed * 1000 + round_index if protocol.temperature > 0 else 0
         sampling = Sampling(protocol.max_new_tokens, protocol.temperature, seed=stream)
-        inputs = {**self._frame, "engine": self._engine_identity, "sampling": vars(sampling), "samples": protocol.samples}
+        part, said = _part(protocol, round_index)
+        inputs = {**self._frame, "engine": self._engine_identity, "sampling": vars(sampling), "samples": protocol.samples, **said}
         label = f"self-generate from {_policy_name(opponent)}" + (f", seed {seed}" if protocol.temperature > 0 else ", greedy")
         return self._stage(
             "generations",
             label,
             inputs,
             {"policy": opponent, "demonstrations": self.demonstrations},
-            partial(stages.self_generate, sampling=sampling, samples=protocol.samples),
-            len(data.train) * protocol.samples,
-            sum(len(encoded.completion_ids) for encoded in data.train_encoded) * protocol.samples,
+            partial(stages.self_generate, sampling=sampling, samples=protocol.samples, part=part),
+            len(data.train[part]) * protocol.samples,
+            sum(len(encoded.completion_ids) for encoded in data.train_encoded[part]) * protocol.samples,
         )
 
-    def reference(self, opponent: Stage, side: stages.Side, generations: Stage | None = None, samples: int = 1) -> Stage:
+    def reference(
+        self, opponent: Stage, side: stages.Side, protocol: SelfPlay, index: int, generations: Stage | None = None
+    ) -> Stage:
         """Stage 3: decided by weights, token ids and precision, so that all methods, losses, settings and seeds share it."""
-        data = self.data.demonstrations
+        data, (part, said) = self.data.demonstrations, _part(protocol, index)
         needs = {"policy": opponent} | ({"generations": generations} if generations else {})
         inputs = {"side": side, "precision": self.data.model.precision, "tokens": data.train_tokens}
         inputs |= {"rejected": self._rejected_tokens} if side == "rejected" else {}
-        count = len(data.train) * (samples if generations else 1)
+        inputs |= said
+        count = len(data.train[part]) * (protocol.samples if generations else 1)
         label = f"reference log-probs of {side} answers under {_policy_name(opponent)}"
         return self._stage(
-            "reference", label, inputs, needs, partial(stages.reference_logps, side=side), count, self._train_tokens
+            "reference", label, inputs, needs, partial(stages.reference_logps, side=side, part=part), count, self._train_tokens
         )
 
     def training(self, method: Method, seed: int) -> tuple[Stage, ...]:
-        """Stages 2 to 4, once a round."""
+        """Stages 2 to 4, once a round, after those of the method that it starts from."""
         config = TrainConfig.of(method.training, where=method.name)
         rounds = method.protocol.rounds if method.trains else 0
-        policy, played, trained = self.start, list[Stage](), list[Stage]()
+        played, trained, batch = list[Stage](), list[Stage](), self._batch_size(config, method.protocol)
+        before = self.training(self.data.bases[method.name], seed) if method.starts_from else ()
+        start = policy = before[-1] if before else self.start
         for index in range(rounds):
-            opponent = self.start if method.protocol.opponent == "initial" else policy
+            opponent = start if method.protocol.opponent == "initial" else policy
             needs = {"policy": policy, **self._pair_needs(method, opponent, seed, index, played)}
-            steps = steps_of_round(len(self.data.demonstrations.train), config.epochs, self._batch_size(config), rounds, index)
+            needs |= self._sampling_needs(method, policy, opponent, seed, index)
+            steps, (part, said) = self._steps(method, index), _part(method.protocol, index)
             starts_at_reference = opponent is policy
             inputs = {
                 **self._frame,
                 "method": method.decides(),
                 "training": {key: value for key, value in vars(config).items() if key not in SAME_WEIGHTS},
-                "batch_size": self._batch_size(config),
+                "batch_size": batch,
                 "seed": seed,
                 "round": index,
                 "steps": steps,
                 "starts_at_reference": starts_at_reference,
+                **said,
             }
             run = partial(
                 stages.train_round,
@@ -219,41 +229,88 @@ class Planner:
                 seed=seed,
                 round_index=index,
                 steps=steps,
-                batch_size=self._batch_size(config),
+                batch_size=batch,
                 starts_at_reference=starts_at_reference,
+                part=part,
             )
             label = f"train {method.name}, seed {seed}" + (f", round {index + 1}" if rounds > 1 else "")
-            branches = 1 if needs.keys() == {"policy", "demonstrations"} else 1 + method.protocol.samples
-            tokens = steps * self._batch_size(config) * branches * self._train_tokens / len(self.data.demonstrations.train)
+            if method.rollouts is not None:
+                inputs["engine"] = self._engine_identity
+            others = 0 if needs.keys() == {"policy", "demonstrations"} else method.protocol.samples
+            branches = 1 + others * (2 if "first" in method.needs else 1)
+            tokens = steps * batch * branches * self._train_tokens / len(self.data.demonstrations.train)
             policy = self._stage("training", label, inputs, needs, run, steps, tokens)
             trained.append(policy)
-        return tuple(trained)
+        return (*before, *trained)
+
+    def _steps(self, method: Method, index: int) -> int:
+        """Optimiser steps of a round: its share of what the method it starts from has left of the run's."""
+        config, count = TrainConfig.of(method.training, where=method.name), len(self.data.demonstrations.train)
+        batch = self._batch_size(config, method.protocol)
+        total = steps_of_run(count, config.epochs, batch)
+        spent = steps_of_run(count, config.epochs * method.start_share, batch) if method.starts_from else 0
+        return steps_of_round(total - spent, method.protocol.rounds, index)
+
+    def _sampling_needs(self, method: Method, policy: Stage, opponent: Stage, seed: int, index: int) -> dict[str, Stage]:
+        """What a method needs to reward samples of the policy that it trains."""
+        rollouts = method.rollouts
+        if rollouts is None:
+            return {}
+        needs = {"reference_policy": opponent}
+        if rollouts.needs & {"initial", "similarity"}:
+            needs["initial"] = self.start
+        if rollouts.critic is not None and not rollouts.critic.alongside:
+            needs["critic"] = self.reward_model(method, rollouts.critic, policy, seed, index)
+        return needs
+
+    def reward_model(self, method: Method, critic: Critic, policy: Stage, seed: int, index: int) -> Stage:
+        """Between stages 2 and 4: what scores answers, trained on some that are to score high and some that are to score low."""
+        config = TrainConfig.of(critic_of(method).training, where=f"{method.name}.critic")
+        batch, (part, said) = self._batch_size(config, method.protocol), _part(method.protocol, index)
+        needs = {"policy": self.start, "demonstrations": self.demonstrations}
+        for side, answers in (("positives", critic.positives), ("negatives", critic.negatives)):
+            if answers != "demonstrations":
+                needs[side] = self.generations(self.start if answers == "initial" else policy, method, seed, index)
+        inputs = {
+            **self._frame,
+            "critic": {**method.decides()["rollouts"]["critic"], "training": None, "source_sha256": method.source_sha256},
+            "training": {key: value for key, value in vars(config).items() if key not in SAME_WEIGHTS},
+            "batch_size": batch,
+            "seed": seed,
+            **said,
+        }
+        contrasts = len(self.data.demonstrations.train[part]) * (
+            1 if critic.positives == "demonstrations" else method.protocol.samples
+        )
+        steps = steps_of_run(contrasts, config.epochs, batch)
+        run = partial(stages.train_reward_model, method=method, seed=seed, steps=steps, batch_size=batch, part=part)
+        label = f"train the reward model of {method.name}, seed {seed}"
+        return self._stage("reward-model", label, inputs, needs, run, steps, 2 * config.epochs * self._train_tokens)
 
     def _pair_needs(self, method: Method, opponent: Stage, seed: int, index: int, played: list[Stage]) -> dict[str, Stage]:
         """What a round needs besides its starting point; `played` collects the self-generations of all rounds."""
         needs: dict[str, Stage] = {"demonstrations": self.demonstrations}
-        reference, data = "reference" in method.needs, self.data.demonstrations
+        reference, data, protocol = "reference" in method.needs, self.data.demonstrations, method.protocol
         if reference:
-            needs |= {"real_reference": self.reference(opponent, "real"), "reference_policy": opponent}
+            needs |= {"real_reference": self.reference(opponent, "real", protocol, index), "reference_policy": opponent}
         if "preferences" in method.needs and data.preferences == len(data.train):
-            return needs | ({"rejected_reference": self.reference(opponent, "rejected")} if reference else {})
+            return needs | ({"rejected_reference": self.reference(opponent, "rejected", protocol, index)} if reference else {})
         if "generated" in method.needs:
             played.append(self.generations(opponent, method, seed, index))
-            for age, generations in enumerate(reversed(played[-method.protocol.mix_rounds :])):
+            for age, generations in enumerate(reversed(played[-protocol.mix_rounds :])):
                 number = f"{index - age:03d}"
                 needs[f"generations/{number}"] = generations
                 if reference:
-                    needs[f"generated_reference/{number}"] = self.reference(
-                        opponent, "generated", generations, method.protocol.samples
-                    )
-        return needs
+                    needs[f"generated_reference/{number}"] = self.reference(opponent, "generated", protocol, index, generations)
+        return needs | ({"first_generations": played[0]} if "first" in method.needs else {})
 
     def _cells(self, method: Method, seed: int) -> Iterator[Cell]:
         """The method's row, after those of its earlier rounds if they are asked for."""
         trained = self.training(method, seed)
-        earlier = range(1, len(trained)) if self.data.config.every_round else ()
+        rounds = method.protocol.rounds if method.trains else 0
+        earlier = range(1, rounds) if self.data.config.every_round else ()
         for done in earlier:
-            yield from self._row(after_round(method, done), seed, trained[:done])
+            yield from self._row(after_round(method, done), seed, trained[: len(trained) - rounds + done])
         yield from self._row(method, seed, trained)
 
     def _row(self, method: Method, seed: int, trained: tuple[Stage, ...]) -> Iterator[Cell]:
@@ -346,9 +403,9 @@ class Planner:
         budget = None
         if method.trains:
             config = TrainConfig.of(method.training, where=method.name)
-            count, batch, rounds = len(data.demonstrations.train), self._batch_size(config), method.protocol.rounds
-            done = range(method.after_round or rounds)
-            steps = sum(steps_of_round(count, config.epochs, batch, rounds, index) for index in done)
+            count, batch = len(data.demonstrations.train), self._batch_size(config, method.protocol)
+            steps = sum(self._steps(method, index) for index in range(method.after_round or method.protocol.rounds))
+            steps += steps_of_run(count, config.epochs * method.start_share, batch) if method.starts_from else 0
             budget = f"{steps} steps of {batch} demonstrations"
         return {
             "model": data.model.weights_sha256,
@@ -359,9 +416,13 @@ class Planner:
             "budget": budget,
         }
 
-    def _batch_size(self, config: TrainConfig) -> int:
-        """Never more than there are: a step that took a demonstration twice would not be the epochs that were asked for."""
-        return min(config.batch_size, len(self.data.demonstrations.train))
+    def _batch_size(self, config: TrainConfig, protocol: SelfPlay) -> int:
+        """Never more than a round has: a step that took a demonstration twice would not be the epochs that were asked for."""
+        count, last = len(self.data.demonstrations.train), max(0, protocol.rounds - 1)
+        least = len(range(count)[_part(protocol, last)[0]])
+        if not least:
+            raise UserError(f"rounds={protocol.rounds}: {count} demonstrations are too few for a part of their own in each round")
+        return min(config.batch_size, least)
 
     @cached_property
     def _rejected_tokens(self) -> str:
@@ -371,6 +432,13 @@ class Planner:
     @cached_property
     def _train_tokens(self) -> int:
         return sum(len(encoded) for encoded in self.data.demonstrations.train_encoded)
+
+
+def _part(protocol: SelfPlay, index: int) -> tuple[slice, dict[str, Any]]:
+    """Which of the training demonstrations a round has, and what says so in a fingerprint: nothing where it has all."""
+    if protocol.demonstrations == "all" or protocol.rounds <= 1:
+        return slice(None), {}
+    return slice(index, None, protocol.rounds), {"part": [index, protocol.rounds]}
 
 
 def _answers(item: Item, protocol: AnswerProtocol) -> int:

@@ -24,16 +24,29 @@ from gsil_bench.generation.engine import Completion, Engine, Request, Sampling
 from gsil_bench.generation.engines import Served
 from gsil_bench.generation.likelihoods import Given, Likelihoods
 from gsil_bench.inputs import Inputs, TaskInput
-from gsil_bench.methods import OF_TOKENS, Method, baseline_methods, load_method
+from gsil_bench.methods import OF_TOKENS, Critic, Method, baseline_methods, load_method
 from gsil_bench.models import checkpoint
-from gsil_bench.records import Encoded, Generation, digest, read_jsonl, write_jsonl
+from gsil_bench.records import Encoded, Generation, digest, file_sha256, read_jsonl, write_jsonl
 from gsil_bench.store import Artefact, Produced
 from gsil_bench.tasks.task import ScoringResources
 from gsil_bench.training.batches import Branch, Tree
 from gsil_bench.training.config import TrainConfig
-from gsil_bench.training.loop import NAMED_IDS, Surroundings, TrainingError
+from gsil_bench.training.contrasts import (
+    Contrast,
+    against_failures,
+    against_samples,
+    counts_of,
+    missing_of,
+    split,
+    told_apart,
+    unclear,
+)
+from gsil_bench.training.critics import HEAD_FILE, critic_of, load_critic
+from gsil_bench.training.learner import NAMED_IDS, TrainingError
+from gsil_bench.training.loop import Surroundings
 from gsil_bench.training.metrics import PAIRWISE
 from gsil_bench.training.reference import audit_reference, read_reference, write_reference
+from gsil_bench.training.rollouts import Company
 from gsil_bench.training.round import TEMPORARY, Round, launch, run_round
 from gsil_bench.training.shortcuts import audit_shortcuts
 from gsil_bench.training.state import FILE as STATE
@@ -46,12 +59,15 @@ Side = Literal["real", "generated", "rejected"]
 
 FORWARD_TOKENS = 8192
 """Positions of a forward pass without gradients."""
+ALL = slice(None)
+"""Of the training demonstrations: those that a stage is about."""
 
 VERSIONS = {
     "canaries": 1,
     "demonstrations": 1,
     "generations": 3,
     "reference": 2,
+    "reward-model": 1,
     "training": 3,
     "answers": 3,
     "scores": 2,
@@ -97,13 +113,16 @@ class Resources:
             shares = self.inputs.engine.in_process and self._loaded is not None and self._loaded[0] == artefact.content
             if not shares:
                 self.release()
-            model = self.inputs.model
-            served = Served(
-                artefact.folder, partial(self.model, artefact), model.chat.end_token_ids, model.context_length,
-                model.chat.decode, model.device, model.dtype, model.autocast, model.chat.tokens, model.chat.spell,
-            )  # fmt: skip
-            self._engine = (artefact.content, self.inputs.engine.make(served))
+            self._engine = (artefact.content, self.inputs.engine.make(self.served(artefact)))
         return self._engine[1]
+
+    def served(self, artefact: Artefact) -> Served:
+        """What an engine has to know to serve a checkpoint."""
+        model = self.inputs.model
+        return Served(
+            artefact.folder, partial(self.model, artefact), model.chat.end_token_ids, model.context_length,
+            model.chat.decode, model.device, model.dtype, model.autocast, model.chat.tokens, model.chat.spell,
+        )  # fmt: skip
 
     def complete(self, artefact: Artefact, requests: Sequence[Request]) -> list[Completion]:
         """A checkpoint's completions, in order: those that were produced before, and the missing ones now. Requests for
@@ -148,14 +167,11 @@ def write_demonstrations(work: Workspace) -> Produced:
     return Produced({"source": demonstrations.source, **demonstrations.counts}, demonstrations.content)
 
 
-def self_generate(work: Workspace, sampling: Sampling, samples: int) -> Produced:
+def self_generate(work: Workspace, sampling: Sampling, samples: int, part: slice = ALL) -> Produced:
     """Stage 2: completions of the opponent for each training demonstration's prompt, token-in/token-out."""
     demonstrations = work.resources.inputs.demonstrations
-    wanted = [
-        (item.id, sample, encoded)
-        for item, encoded in zip(demonstrations.train, demonstrations.train_encoded, strict=True)
-        for sample in range(samples)
-    ]
+    items, all_encoded = demonstrations.train[part], demonstrations.train_encoded[part]
+    wanted = [(item.id, sample, encoded) for item, encoded in zip(items, all_encoded, strict=True) for sample in range(samples)]
     requests = [Request(encoded.prompt_ids, sampling, sample) for _, sample, encoded in wanted]
     completions = work.resources.complete(work.needs["policy"], requests)
     generations = [
@@ -163,7 +179,7 @@ def self_generate(work: Workspace, sampling: Sampling, samples: int) -> Produced
         for (name, sample, _), item in zip(wanted, completions, strict=True)
     ]
     write_jsonl(work.folder / "generations.jsonl", generations)
-    completions_of = [item.completion_ids for item in demonstrations.train_encoded]
+    completions_of = [item.completion_ids for item in all_encoded]
     audit = audit_shortcuts(completions_of, [item.tokens for item in generations], [item.finish_reason for item in generations])
     return Produced(
         {
@@ -179,14 +195,14 @@ def self_generate(work: Workspace, sampling: Sampling, samples: int) -> Produced
     )
 
 
-def reference_logps(work: Workspace, side: Side) -> Produced:
+def reference_logps(work: Workspace, side: Side, part: slice = ALL) -> Produced:
     """Stage 3: per-token log-probs of the opponent over one side of the pairs."""
     inputs = work.resources.inputs
-    sequences: Sequence[Encoded] = inputs.demonstrations.train_encoded
+    sequences: Sequence[Encoded] = inputs.demonstrations.train_encoded[part]
     if side == "generated":
         sequences = generated_sequences(inputs, work.needs["generations"])
     elif side == "rejected":
-        sequences = rejected_sequences(inputs)
+        sequences = rejected_sequences(inputs)[part]
     model = work.resources.model(work.needs["policy"])
     floor = write_reference(model, sequences, FORWARD_TOKENS, work.folder, work.resources.advance, inputs.model.autocast)
     return Produced({"noise_floor": floor})
@@ -209,11 +225,18 @@ def rejected_sequences(inputs: Inputs) -> list[Encoded]:
 
 
 def train_round(
-    work: Workspace, method: Method, seed: int, round_index: int, steps: int, batch_size: int, starts_at_reference: bool
+    work: Workspace,
+    method: Method,
+    seed: int,
+    round_index: int,
+    steps: int,
+    batch_size: int,
+    starts_at_reference: bool,
+    part: slice = ALL,
 ) -> Produced:
     """Stage 4: one round of a method, from the policy of the round before."""
     resources, config = work.resources, TrainConfig.of(method.training, where=method.name)
-    trees, too_long = within_budget(build_trees(work, method), config)
+    trees, too_long = within_budget(build_trees(work, method, part), config)
     floor, audit = audited_floor(work, trees)
     resources.release()
     start_floor = floor if starts_at_reference else None
@@ -222,7 +245,7 @@ def train_round(
     base = "" if round_index or Path(resources.inputs.config.model).is_dir() else model.name
     job = Round(
         work.needs["policy"].folder, method, tuple(trees), batch_size, steps, (seed, round_index), start_floor,
-        base, model.device, model.dtype, model.autocast, shadow_methods(),
+        base, model.device, model.dtype, model.autocast, shadow_methods(), company(work, method),
     )  # fmt: skip
     run_name = f"{method.name}-seed{seed}-round{round_index}"
     record = {**method.describe()["settings"], **vars(config), "seed": seed, "round": round_index}
@@ -235,9 +258,53 @@ def train_round(
             facts = run_round(job, work.folder, Surroundings(resources.advance, track=track))
     content = checkpoint.save_tokenizer(model.chat.tokenizer, work.folder)
     warnings = [*facts.pop("notes"), *_left_out(too_long, config), *_shortcuts_of_rejected(work)]
+    warnings += facts.pop("sampling_warnings", [])
     left_out = f"{len(too_long)}, {digest([tree.id for tree in too_long])[:8]}" if too_long else "none"
     more = {"too_long": len(too_long), "left_out": left_out, "noise_floor": start_floor, "audit": audit, "warnings": warnings}
     return Produced({**facts, **more}, content, temporary=(STATE, *TEMPORARY))
+
+
+def train_reward_model(work: Workspace, method: Method, seed: int, steps: int, batch_size: int, part: slice = ALL) -> Produced:
+    """Between stages 2 and 4: a critic, and how well it tells apart answers that it was not trained on, class by class."""
+    assert method.rollouts is not None and method.rollouts.critic is not None
+    resources, model = work.resources, work.resources.inputs.model
+    resources.release()
+    contrasts = contrasts_of(work, method.rollouts.critic, seed, method.protocol.max_new_tokens, part)
+    fitted, kept = split(contrasts)
+    trees = tuple(contrast.tree for contrast in fitted)
+    job = Round(
+        work.needs["policy"].folder, critic_of(method), trees, min(batch_size, len(trees)), steps,
+        (seed, 0), None, device=model.device, dtype=model.dtype, autocast=model.autocast,
+    )  # fmt: skip
+    facts = run_round(job, work.folder, Surroundings(resources.advance))
+    content = digest([checkpoint.save_tokenizer(model.chat.tokenizer, work.folder), file_sha256(work.folder / HEAD_FILE)])
+    critic = load_critic(work.folder, model.device, model.dtype, model.autocast)
+    told = told_apart(critic, kept)
+    warnings = [*facts.pop("notes"), *unclear(told, method.name)]
+    counts = {"classes": counts_of(contrasts), "missing": missing_of(contrasts), "held_out_contrasts": len(kept)}
+    more = {"auc": told, **counts, "warnings": warnings}
+    return Produced({**facts, **more}, content, temporary=(STATE, *TEMPORARY))
+
+
+def contrasts_of(work: Workspace, critic: Critic, seed: int, limit: int, part: slice = ALL) -> list[Contrast]:
+    """What a reward model learns to tell apart; failures are cut at `limit` tokens, where samples are."""
+    inputs, needs = work.resources.inputs, work.needs
+    items, encoded = inputs.demonstrations.train[part], inputs.demonstrations.train_encoded[part]
+    sampled = {side: generated_sequences(inputs, needs[side]) for side in ("positives", "negatives") if side in needs}
+    if critic.negatives == "failures":
+        return against_failures(items, encoded, sampled["negatives"], inputs.model.chat, seed, limit)
+    positives = sampled.get("positives", encoded)
+    return against_samples([item.id for item in items], positives, sampled["negatives"], critic.negatives)
+
+
+def company(work: Workspace, method: Method) -> Company | None:
+    """What a method that samples from the policy in training needs besides it."""
+    if method.rollouts is None:
+        return None
+    needs, inputs = work.needs, work.resources.inputs
+    served = work.resources.served(needs["policy"])
+    initial, critic = (needs[name].folder if name in needs else None for name in ("initial", "critic"))
+    return Company(inputs.engine, served, needs["reference_policy"].folder, initial, critic)
 
 
 def _left_out(too_long: Sequence[Tree], config: TrainConfig) -> list[str]:
@@ -277,7 +344,7 @@ def within_budget(trees: Sequence[Tree], config: TrainConfig) -> tuple[list[Tree
 
 def audited_floor(work: Workspace, trees: Sequence[Tree]) -> tuple[float | None, float | None]:
     """Noise floor of the reference log-probs, and by how much a sample of them differs now; None where there are none."""
-    floors = [need.facts["noise_floor"] for name, need in work.needs.items() if "noise_floor" in need.facts]
+    floors = [need.facts["noise_floor"] for name, need in work.needs.items() if "_reference" in name]
     if not floors:
         return None, None
     resources = work.resources
@@ -288,27 +355,31 @@ def audited_floor(work: Workspace, trees: Sequence[Tree]) -> tuple[float | None,
 def shadow_methods() -> tuple[str, ...]:
     """Names of the registered pairwise methods, each formula once."""
     methods = [load_method(name) for name in baseline_methods()]
-    pairwise = [method for method in methods if method.loss and method.needs >= PAIRWISE and not method.needs & OF_TOKENS]
-    formulas = {(method.loss, tuple(sorted(method.settings.items()))): method for method in reversed(pairwise)}
+    beyond = OF_TOKENS | {"first"}  # what a pair of another method does not carry
+    pairwise = [method for method in methods if method.loss and method.needs >= PAIRWISE and not method.needs & beyond]
+    formulas = {(method.formula, tuple(sorted(method.settings.items()))): method for method in reversed(pairwise)}
     return tuple(method.name for method in reversed(formulas.values()))
 
 
-def build_trees(work: Workspace, method: Method) -> list[Tree]:
+def build_trees(work: Workspace, method: Method, part: slice = ALL) -> list[Tree]:
     """Demonstrations joined with what the method needs: newest self-generations first, then those of mixed-in rounds."""
     inputs = work.resources.inputs
-    demonstrations = inputs.demonstrations
-    reals = _branches(demonstrations.train_encoded, work.needs.get("real_reference"))
+    items, all_encoded = inputs.demonstrations.train[part], inputs.demonstrations.train_encoded[part]
+    reals = _branches(all_encoded, work.needs.get("real_reference"))
     sides: list[Sequence[Branch]] = []
     for name in sorted((need for need in work.needs if need.startswith("generations")), reverse=True):
         sequences = generated_sequences(inputs, work.needs[name])
         sides.append(_branches(sequences, work.needs.get(name.replace("generations", "generated_reference"))))
     if "preferences" in method.needs and not sides:
-        sides.append(_branches(rejected_sequences(inputs), work.needs.get("rejected_reference")))
+        sides.append(_branches(rejected_sequences(inputs)[part], work.needs.get("rejected_reference")))
+    earlier = work.needs.get("first_generations")
+    first = _branches(generated_sequences(inputs, earlier), None) if earlier is not None else []
     trees = []
     for side in sides or [()]:
         k = len(side) // len(reals)  # self-generations of each demonstration; they lie one after the other
-        for n, (item, encoded) in enumerate(zip(demonstrations.train, demonstrations.train_encoded, strict=True)):
-            trees.append(Tree(item.id, encoded.prompt_ids, reals[n], tuple(side[n * k : (n + 1) * k])))
+        for n, (item, encoded) in enumerate(zip(items, all_encoded, strict=True)):
+            own = slice(n * k, (n + 1) * k)
+            trees.append(Tree(item.id, encoded.prompt_ids, reals[n], tuple(side[own]), tuple(first[own])))
     return trees
 
 

@@ -19,9 +19,8 @@ from typing import Any
 
 from gsil_bench.config import Config, Settings
 from gsil_bench.errors import UserError, unknown_name
-from gsil_bench.methods import Method, known_methods, load_method
+from gsil_bench.methods import Method, known_methods, load_method, setting_groups
 from gsil_bench.records import NAME
-from gsil_bench.training.config import TrainConfig
 
 BASE = "method"
 """The key of a variant that is no setting: whose settings it changes."""
@@ -106,9 +105,8 @@ def spelt_out(typed: str, config: Config) -> dict[str, Any]:
 
 
 def all_settings(method: Method) -> dict[str, Any]:
-    """Everything that can be set of a method: of its loss, its protocol and its training."""
-    training = vars(TrainConfig.of(method.training, where=method.name))
-    return {**training, **dataclasses.asdict(method.protocol), **method.settings}
+    """Everything that can be set of a method, with its present values."""
+    return {key: value for group in setting_groups(method).values() for key, value in group.items()}
 
 
 def setting(method: Method, key: str) -> Any:

@@ -20,10 +20,11 @@ from gsil_bench.methods import Method, PairLogProbs, load_method, with_settings
 from gsil_bench.models import packing
 from gsil_bench.models.checkpoint import load_model
 from gsil_bench.models.policy import Policy
-from gsil_bench.training import config, loop, metrics, optimizers, state
+from gsil_bench.training import config, learner, metrics, optimizers, state
 from gsil_bench.training.batches import Branch, ShuffledSteps, Tree
 from gsil_bench.training.config import TrainConfig
-from gsil_bench.training.loop import Schedule, Surroundings, pair_logps, train
+from gsil_bench.training.loop import Schedule, Surroundings, train
+from gsil_bench.training.pairs import pair_logps
 from gsil_bench.training.round import Round, run_round
 
 ODD = 13
@@ -88,7 +89,7 @@ def one_step(
         def step(self, closure: None = None) -> None:
             kept.update({key: value.grad.clone() for key, value in model.named_parameters()})
 
-    monkeypatch.setattr(loop, "build_optimizer", lambda parameters, *others: Keeps(list(parameters), lr=1.0))
+    monkeypatch.setattr(learner, "build_optimizer", lambda parameters, *others: Keeps(list(parameters), lr=1.0))
     train(model, method, Schedule([trees]), work)
     return lines_of(work)[0], kept
 
@@ -199,7 +200,7 @@ def test_what_is_not_finite_stops_before_the_step_and_keeps_what_was(
     two = load_model(tiny_model)
     train(two, method, Schedule(steps[:2]), tmp_path / "two")
     for _ in range(2):  # the first time from the start, the second from the state that the first has left
-        with pytest.raises(loop.TrainingError, match=STUMBLES[loss]):  # type: ignore[index]
+        with pytest.raises(learner.TrainingError, match=STUMBLES[loss]):  # type: ignore[index]
             train(load_model(tiny_model), method, Schedule(steps), tmp_path)
         kept = torch.load(tmp_path / state.FILE, weights_only=True)
         assert kept["step"] == 2
@@ -211,7 +212,7 @@ def test_what_is_not_finite_stops_before_the_step_and_keeps_what_was(
 
 def test_a_demonstration_with_many_pairs_is_named_once(tiny_model: Path, tmp_path: Path) -> None:
     """Six self-generations of it are six pairs; nothing else went wrong, so nothing else is hinted at."""
-    with pytest.raises(loop.TrainingError, match=r"\(demonstrations odd\)"):
+    with pytest.raises(learner.TrainingError, match=r"\(demonstrations odd\)"):
         train(load_model(tiny_model), Method("stumbles", "", nan_loss), Schedule(steps_with_an_odd_one(k=6)), tmp_path)
 
 
@@ -219,7 +220,7 @@ def test_all_bad_demonstrations_are_named_however_many_pairs_they_have(tiny_mode
     """Two demonstrations with six pairs each: the pairs of the first do not crowd out the second."""
     steps = steps_with_an_odd_one(k=6)
     steps[2][3] = dataclasses.replace(steps[2][3], id="queer", real=Branch(ids(60, ODD)))
-    with pytest.raises(loop.TrainingError, match=r"\(demonstrations odd, queer\)"):
+    with pytest.raises(learner.TrainingError, match=r"\(demonstrations odd, queer\)"):
         train(load_model(tiny_model), Method("stumbles", "", nan_loss), Schedule(steps), tmp_path)
 
 
@@ -457,12 +458,12 @@ def test_flex_attention_gives_what_segments_give(
         used.attention_kernel = "flex"
         row = packing.lay_out(trees, "shared", multiple)
         assert row.input_ids.shape[1] % multiple == 0
-        torch.testing.assert_close(used._logps(row), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(used._found(row, ("logps",))["logps"], wanted, rtol=0, atol=1e-5)
 
 
 def test_steps_are_what_the_order_says(tiny_model: Path) -> None:
     """A round's steps come from its trees, batch size and seed, with the self-generations beside their demonstrations."""
     job = job_for(tiny_model, method_for("gsil-logistic"))
-    steps = list(job.schedule().steps)
+    steps = list(job.schedule(job.folder).steps)
     assert steps == list(ShuffledSteps(job.trees, 4, 4, (3, 0)))
     assert sorted(tree.id for step in steps[:2] for tree in step) == [f"t{n}" for n in range(8)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,13 @@ from gsil_bench.models.checkpoint import load_model
 from gsil_bench.models.logprobs import completion_logps, tree_logps
 from gsil_bench.models.policy import Policy
 from gsil_bench.records import Encoded
-from gsil_bench.training import loop, metrics, state
-from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree, steps_of_round
+from gsil_bench.training import learner, loop, metrics, pairs, state
+from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree, steps_of_round, steps_of_run
 from gsil_bench.training.config import TrainConfig
 from gsil_bench.training.reference import read_reference, write_reference
 
-TRAINED = [name for name in METHODS if load_method(name).trains]
+TRAINED = [name for name in METHODS if load_method(name).trains and load_method(name).rollouts is None]
+"""tests/test_on_policy_methods.py has the others."""
 
 
 def ids(seed: int, length: int) -> tuple[int, ...]:
@@ -43,6 +44,13 @@ def make_trees(folder: Path, count: int = 24) -> list[Tree]:
         Branch(branch.completion_ids, logp) for branch, logp in zip([b for t in trees for b in t.branches], sums, strict=True)
     ]
     return [Tree(tree.id, tree.prompt_ids, known[2 * n], (known[2 * n + 1],)) for n, tree in enumerate(trees)]
+
+
+def trees_for(name: str, trees: Sequence[Tree]) -> list[Tree]:
+    """The trees as a method takes them: with a first round's self-generation where it needs one."""
+    if "first" not in load_method(name).needs:
+        return list(trees)
+    return [dataclasses.replace(tree, first=(Branch(ids(300 + n, 3 + n % 6)),)) for n, tree in enumerate(trees)]
 
 
 def settings_for(name: str, **changes: object) -> Method:
@@ -67,7 +75,7 @@ def weights_after(folder: Path, method: Method, steps: list[list[Tree]], work: P
 @pytest.mark.parametrize("name", TRAINED)
 def test_micro_batches_do_not_change_the_result(tiny_model: Path, tmp_path: Path, name: str) -> None:
     """One optimiser step in one forward pass and in many: equal gradients, so equal metrics and weights up to rounding."""
-    steps = list(ShuffledSteps(make_trees(tiny_model), 8, 1, (0, 0)))
+    steps = list(ShuffledSteps(trees_for(name, make_trees(tiny_model)), 8, 1, (0, 0)))
     steps = [[tree.demonstration_only() for tree in steps[0]]] if "generated" not in load_method(name).needs else steps
     one = weights_after(tiny_model, settings_for(name, micro_batch_tokens=100_000), steps, tmp_path / "one")
     many = weights_after(tiny_model, settings_for(name, micro_batch_trees=1), steps, tmp_path / "many")
@@ -82,7 +90,7 @@ def test_micro_batches_do_not_change_the_result(tiny_model: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_stopped_run_resumes_bit_for_bit(tiny_model: Path, tmp_path: Path, name: str) -> None:
-    steps = list(ShuffledSteps(make_trees(tiny_model), 8, 6, (1, 0)))
+    steps = list(ShuffledSteps(trees_for(name, make_trees(tiny_model)), 8, 6, (1, 0)))
     method = settings_for(name)
     whole = weights_after(tiny_model, method, steps, tmp_path / "whole")
     done: list[int] = []
@@ -151,7 +159,7 @@ def test_a_state_that_cannot_be_read_just_now_is_kept(tiny_model: Path, tmp_path
 
 def test_divergence_is_a_failure_even_in_the_last_step(tiny_model: Path, tmp_path: Path) -> None:
     steps = list(ShuffledSteps(make_trees(tiny_model), 8, 3, (1, 0)))
-    with pytest.raises(loop.TrainingError, match="training diverged"):
+    with pytest.raises(learner.TrainingError, match="training diverged"):
         weights_after(tiny_model, settings_for("sft", learning_rate=1e14), steps, tmp_path / "run")
 
 
@@ -164,7 +172,7 @@ def test_a_reference_without_generated_answers_is_checked_at_step_zero(tiny_mode
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_method_lowers_its_own_loss(tiny_model: Path, tmp_path: Path, name: str) -> None:
-    trees = make_trees(tiny_model, 8)
+    trees = trees_for(name, make_trees(tiny_model, 8))
     weights_after(tiny_model, settings_for(name, schedule="constant"), [trees] * 20, tmp_path / "run")
     # A loss with a weight that is held constant is no function that its own gradient descends: its likelihood must fall.
     value = "real_nll_per_token" if name == "dft" else "loss"
@@ -178,19 +186,19 @@ def test_step_zero_is_measured_and_a_foreign_reference_stops_the_run(tiny_model:
     _, facts = loop.train(model, method, loop.Schedule([trees[:8]], 1e-4), tmp_path)
     assert facts["step_zero"] <= 1e-3
     shifted = [dataclasses.replace(tree, real=Branch(tree.real.completion_ids, tree.real.reference_logp + 0.5)) for tree in trees]  # type: ignore[operator]
-    with pytest.raises(loop.TrainingError, match=r"step 0: a log-ratio of 0\.5"):
+    with pytest.raises(learner.TrainingError, match=r"step 0: a log-ratio of 0\.5"):
         loop.train(load_model(tiny_model), method, loop.Schedule([shifted[:8]], 1e-4), tmp_path / "other")
 
 
 def test_a_need_that_was_not_declared_shows_at_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
     trees = [dataclasses.replace(tree, real=Branch(tree.real.completion_ids), generated=()) for tree in make_trees(tiny_model)]
-    with pytest.raises(loop.TrainingError, match="not finite at step 1; it declares that it needs nothing"):
+    with pytest.raises(learner.TrainingError, match="not finite at step 1; it declares that it needs nothing"):
         loop.train(load_model(tiny_model), support.FORGETFUL, loop.Schedule([trees]), tmp_path)
 
 
 @pytest.mark.parametrize("method", [support.FORGETS_TOKENS, support.FORGETS_NORMALISERS], ids=lambda method: method.name)
 def test_a_need_of_tokens_that_was_not_declared_shows_at_the_first_step(tiny_model: Path, tmp_path: Path, method: Method) -> None:
-    with pytest.raises(loop.TrainingError, match="not finite at step 1; it declares that it needs"):
+    with pytest.raises(learner.TrainingError, match="not finite at step 1; it declares that it needs"):
         loop.train(load_model(tiny_model), method, loop.Schedule([make_trees(tiny_model, 4)]), tmp_path)
 
 
@@ -198,7 +206,7 @@ def test_a_loss_that_averages_is_refused(tiny_model: Path, tmp_path: Path) -> No
     def mean(pair: PairLogProbs) -> torch.Tensor:
         return -pair.policy_real_logps.mean()
 
-    with pytest.raises(loop.TrainingError, match="not one value each"):
+    with pytest.raises(learner.TrainingError, match="not one value each"):
         loop.train(load_model(tiny_model), Method("mean", "", mean), loop.Schedule([make_trees(tiny_model)]), tmp_path)
 
 
@@ -215,9 +223,10 @@ def test_learning_rate_by_hand() -> None:
 
 def test_steps_are_split_among_rounds_without_loss() -> None:
     """100 demonstrations, 2 epochs, batches of 32: ⌈200/32⌉ = 7 steps; two rounds get 3 and 4; a round never gets none."""
-    assert steps_of_round(100, 2, 32, 1, 0) == 7
-    assert [steps_of_round(100, 2, 32, 2, index) for index in range(2)] == [3, 4]
-    assert [steps_of_round(5, 1, 32, 3, index) for index in range(3)] == [1, 1, 1]
+    assert steps_of_run(100, 2, 32) == 7
+    assert steps_of_run(5, 1, 32) == 1
+    assert [steps_of_round(7, 2, index) for index in range(2)] == [3, 4]
+    assert [steps_of_round(1, 3, index) for index in range(3)] == [1, 1, 1]
 
 
 def test_shuffle_takes_every_tree_once_before_any_twice(tiny_model: Path) -> None:
@@ -267,7 +276,7 @@ def test_reference_file_round_trip_and_refusal_of_other_sequences(tiny_model: Pa
 
 def test_pair_logps_are_nan_where_nothing_was_computed(tiny_model: Path) -> None:
     trees = [tree.demonstration_only() for tree in make_trees(tiny_model, 3)]
-    pair, weights = loop.pair_logps(Policy(load_model(tiny_model)), trees)
+    pair, weights = pairs.pair_logps(Policy(load_model(tiny_model)), trees)
     assert weights.tolist() == [1.0] * 3
     assert pair.real_tokens.tolist() == [len(tree.real.completion_ids) for tree in trees]
     assert all(math.isnan(value) for value in pair.policy_generated_logps.tolist())
@@ -279,8 +288,8 @@ def test_token_views_are_the_tokens_of_each_pair(tiny_model: Path) -> None:
     one, two = make_trees(tiny_model, 2)
     two = dataclasses.replace(two, generated=(two.generated[0], Branch(ids(7, 1))))
     with Policy(load_model(tiny_model)) as policy:
-        pair, _ = loop.pair_logps(policy, [one, two], loop.Scored(tokens=True, normalisers=True))
-        both = [policy([tree.tokens], True) for tree in (one, two)]
+        pair, _ = pairs.pair_logps(policy, [one, two], pairs.Scored(tokens=True, normalisers=True))
+        both = [policy([tree.tokens], ("logps", "normalisers")) for tree in (one, two)]
     lengths = [[len(branch.completion_ids) for branch in tree.branches] for tree in (one, two)]
     parts = [part for whole, sizes in zip(both, lengths, strict=True) for part in whole.split(sizes, 1)]
     for view, chosen in ((pair.real, [0, 2, 2]), (pair.generated, [1, 3, 4])):

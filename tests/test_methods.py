@@ -17,7 +17,8 @@ from gsil_bench.errors import UserError
 from gsil_bench.methods import OF_TOKENS, Method, PairLogProbs, SelfPlay, TokenLogProbs, load_method, with_settings
 from gsil_bench.training.config import TrainConfig
 
-TRAINED = [name for name in METHODS if load_method(name).loss is not None]
+TRAINED = [name for name in METHODS if load_method(name).loss is not None and load_method(name).rollouts is None]
+"""What learns from pairs; tests/test_on_policy_methods.py has the others."""
 TARGETED = ["ipo", "iq-learn"]
 """Squares with a finite target, which pull back beyond it: that is what they are for."""
 RATIO_METHODS = [name for name in TRAINED if "reference" in load_method(name).needs]
@@ -45,6 +46,7 @@ def _pair(
         generated_tokens=torch.full((count,), 60.0),
         tokens=views,
         temperature=TrainConfig.of(method.training, where=method.name).likelihood_temperature,
+        first_logps=generated if "first" in method.needs else None,  # as in the first round
     )
 
 

@@ -250,7 +250,7 @@ def test_normalisers_and_temperature_in_every_layout(name: str, layout: str) -> 
     with torch.no_grad():
         wanted = [logits_of(model, tree, completion) / 0.7 for tree, completion in rows]
         with Policy(model, layout, temperature=0.7) as used:
-            logps, normalisers = used(trees, True)
+            logps, normalisers = used(trees, ("logps", "normalisers"))
             assert torch.equal(used(trees), logps)
     torch.testing.assert_close(normalisers, torch.cat([z.logsumexp(1) for z in wanted]), rtol=0, atol=2e-5)
     exact = [z.log_softmax(1)[torch.arange(len(c)), torch.tensor(c)] for z, (_, c) in zip(wanted, rows, strict=True)]
@@ -260,9 +260,9 @@ def test_normalisers_and_temperature_in_every_layout(name: str, layout: str) -> 
 def test_normalisers_of_a_head_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     model, trees = make("llama"), forest(1)
     with torch.no_grad(), Policy(model, temperature=0.5) as used:
-        known = used(trees, True)
+        known = used(trees, ("logps", "normalisers"))
         used.head_note = "unknown"
-        torch.testing.assert_close(used(trees, True), known, rtol=0, atol=1e-5)
+        torch.testing.assert_close(used(trees, ("logps", "normalisers")), known, rtol=0, atol=1e-5)
         torch.testing.assert_close(used(trees), known[0], rtol=0, atol=1e-5)
 
 

@@ -26,7 +26,8 @@ from gsil_bench import compare
 from gsil_bench.methods import Method, PairLogProbs, load_method, with_settings
 from gsil_bench.training import metrics, state
 from gsil_bench.training.batches import Tree
-from gsil_bench.training.loop import Surroundings, TrainingError, _advance
+from gsil_bench.training.learner import TrainingError
+from gsil_bench.training.loop import Surroundings, _advance
 from gsil_bench.training.parallel import Team
 from gsil_bench.training.round import PROGRESS, TEMPORARY, Round, _from_json, _to_json, launch, run_round
 
@@ -179,7 +180,7 @@ def test_what_is_not_finite_on_another_rank_is_named(tiny_model: Path, tmp_path:
     with pytest.raises(TrainingError, match="the loss is not finite at step 1") as error:
         launch(job(tiny_model, broken), tmp_path, 2, False, Surroundings())
     named = str(error.value).split("(demonstrations ")[1].rstrip(")").split(", ")
-    first = next(iter(job(tiny_model, broken).schedule().steps))
+    first = next(iter(job(tiny_model, broken).schedule(tiny_model).steps))
     assert len(named) == 2 and set(named) < {tree.id for tree in first}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_loop import TRAINED, make_trees
+from test_loop import TRAINED, make_trees, trees_for
 
 from gsil_bench.methods import Method, PairLogProbs, TokenLogProbs, load_method, with_settings
 from gsil_bench.models.checkpoint import load_model
@@ -59,8 +59,8 @@ def outcome(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 
 @functools.cache
-def forest(folder: Path) -> tuple[Tree, ...]:
-    return tuple(make_trees(folder, 40))
+def forest(folder: Path, name: str = "gsil-logistic") -> tuple[Tree, ...]:
+    return tuple(trees_for(name, make_trees(folder, 40)))
 
 
 def logp(model: torch.nn.Module, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
@@ -93,7 +93,7 @@ def pinned(folder: Path, name: str) -> tuple[list[float], dict[str, torch.Tensor
     assert method.loss is not None
     config = TrainConfig.of(method.training, where=name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0)
-    for step, trees in enumerate(job_for(folder, method, forest(folder)).schedule().steps):
+    for step, trees in enumerate(job_for(folder, method, forest(folder, name)).schedule(folder).steps):
         tokens = sum(len(tree.real.completion_ids) for tree in trees)
         total = torch.zeros(())
         for tree in trees:
@@ -115,6 +115,7 @@ def pinned(folder: Path, name: str) -> tuple[list[float], dict[str, torch.Tensor
                 torch.tensor([float(len(other.completion_ids)) if other else math.nan]),
                 (view(logps, normalisers), TokenLogProbs.unknown(logps[:1])),
                 t,
+                logp(model, tree.prompt_ids, tree.first[0].completion_ids)[None] if tree.first else None,
             )
             total = total + method.loss(pair, **method.settings).sum()
         loss = total / (len(trees) if method.normalise == "examples" else tokens)
@@ -137,7 +138,7 @@ def assert_same(got: tuple[list[float], dict[str, torch.Tensor]], wanted: tuple[
 
 @pytest.mark.parametrize(("name", "way"), CASES)
 def test_every_way_is_the_pinned_trajectory(tiny_model: Path, tmp_path: Path, name: str, way: str) -> None:
-    run_round(job_for(tiny_model, method_for(name, **WAYS[way]), forest(tiny_model)), tmp_path, Surroundings())
+    run_round(job_for(tiny_model, method_for(name, **WAYS[way]), forest(tiny_model, name)), tmp_path, Surroundings())
     assert_same(outcome(tmp_path), pinned(tiny_model, name))
 
 

@@ -9,10 +9,10 @@ the reason is logged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ SHARED_LAYERS = ("full_attention", "sliding_attention")
 """Kinds of layers that can attend over trees; chunked, linear or state-space layers carry more from token to token."""
 
 
+Output = Literal["logps", "normalisers", "scalars"]
+
+
 class Policy(torch.nn.Module):
     """log π(token | everything before it) of every scored token of some trees.
 
@@ -55,7 +58,12 @@ class Policy(torch.nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, layout: Layout | str = "auto", autocast: bool = False, temperature: float = 1.0
+        self,
+        model: PreTrainedModel,
+        layout: Layout | str = "auto",
+        autocast: bool = False,
+        temperature: float = 1.0,
+        scalar: bool = False,
     ) -> None:
         """Wrap a model, which serves one policy at a time and gets its own attention back from `restore`.
 
@@ -63,6 +71,7 @@ class Policy(torch.nn.Module):
             layout: "auto" takes the fastest that gives what padding gives; a name insists on that one.
             autocast: compute matrix products in bf16 under torch.autocast; the weights keep their precision.
             temperature: logits are divided by it.
+            scalar: add a scalar head, for the output "scalars".
 
         Raises:
             CannotShareError: the layout that was insisted on is not possible.
@@ -71,6 +80,7 @@ class Policy(torch.nn.Module):
         if getattr(model.config, "_attn_implementation", None) == NAME:
             raise RuntimeError("the model belongs to another Policy: restore that one first")
         self.model = silence_dropout(model)
+        self.scalar = ScalarHead(model) if scalar else None
         self.recomputes = False
         """Whether activations are computed again in the backward pass."""
         self.autocast = autocast
@@ -84,18 +94,33 @@ class Policy(torch.nn.Module):
         self._own_attention: str | None = None
         self._choose_layout(layout)
 
-    def forward(self, trees: Sequence[TokenTree], normalisers: bool = False, noise: EmbeddingNoise | None = None) -> Tensor:
-        """Log-probs of all scored tokens, (scored,), at least fp32: tree by tree, completion by completion, token by token.
+    def forward(
+        self, trees: Sequence[TokenTree], outputs: Sequence[Output] = ("logps",), noise: EmbeddingNoise | None = None
+    ) -> Tensor:
+        """One number for every scored token, at least fp32: tree by tree, completion by completion, token by token.
 
         Args:
-            normalisers: return (2, scored): the log-probs, and the log Σ exp of the logits that each token was predicted from.
+            outputs: which: the token's log-prob, the log Σ exp of the logits that it was predicted from, or the scalar head on
+                the hidden state that it was predicted from.
             noise: added to the embeddings.
+
+        Returns:
+            (scored,) for one output, (outputs, scored) for several.
         """
         device = _device(self.model)
         row = lay_out(trees, self.layout, WIDTH_CLASS if device.type == "cuda" else 1).to(device)
         added = noise.on(self.model, trees, self.layout) if noise else nullcontext()
         with self._precision(device), added:
-            return torch.stack(self._both(row)) if normalisers else self._logps(row)
+            found = self._found(row, outputs)
+        return found[outputs[0]] if len(outputs) == 1 else torch.stack([found[name] for name in outputs])
+
+    @torch.no_grad()
+    def hidden_states(self, trees: Sequence[TokenTree]) -> Tensor:
+        """The last hidden state that each scored token is predicted from, in the order of `forward`; (scored, hidden), fp32."""
+        device = _device(self.model)
+        row = lay_out(trees, self.layout, WIDTH_CLASS if device.type == "cuda" else 1).to(device)
+        with self._precision(device):
+            return self._hidden(row).float()
 
     def recompute_activations(self) -> None:
         """Keep no activations of the layers for the backward pass, but compute them again there."""
@@ -120,26 +145,46 @@ class Policy(torch.nn.Module):
             self.model.set_attn_implementation(self._own_attention)
         self._own_attention, self.layout = None, "padded"
 
+    @contextmanager
+    def lent(self) -> Iterator[PreTrainedModel]:
+        """The model with its own attention while the block lasts: to complete prompts with the policy that is being trained."""
+        ours = self.model.config._attn_implementation
+        if self._own_attention is not None:
+            self.model.set_attn_implementation(self._own_attention)
+        try:
+            yield self.model
+        finally:
+            if self._own_attention is not None:
+                self.model.set_attn_implementation(ours)
+
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
 
-    def _logps(self, row: PackedRow) -> Tensor:
-        if self.head_note:
-            return self._both(row)[0]
-        chosen, head = self._chosen(row)
-        return scored_logps(chosen, head, row.targets, choose_kernel(head, chosen.shape[1], chosen.device))
+    def _found(self, row: PackedRow, outputs: Sequence[Output]) -> dict[Output, Tensor]:
+        """The outputs, (scored,) each."""
+        found: dict[Output, Tensor] = {}
+        words = set(outputs) - {"scalars"}
+        if words and self.head_note:
+            both = _from_own_logits(self.model, self._inputs(row), row, self.temperature)
+            found |= {"logps": both[0], "normalisers": both[1]}
+            words = set()
+        if not words and "scalars" not in outputs:
+            return found
+        hidden = self._hidden(row)
+        if self.scalar is not None:
+            found["scalars"] = self.scalar(hidden)
+        if words:
+            head = Head.of(self.model).tempered(self.temperature)
+            if "normalisers" in words:
+                found["logps"], found["normalisers"] = logps_and_normalisers(hidden, head, row.targets)
+            else:
+                found["logps"] = scored_logps(hidden, head, row.targets, choose_kernel(head, hidden.shape[1], hidden.device))
+        return found
 
-    def _both(self, row: PackedRow) -> tuple[Tensor, Tensor]:
-        """Log-probs and normalisers, (scored,) each."""
-        if self.head_note:
-            return _from_own_logits(self.model, self._inputs(row), row, self.temperature)
-        chosen, head = self._chosen(row)
-        return logps_and_normalisers(chosen, head, row.targets)
-
-    def _chosen(self, row: PackedRow) -> tuple[Tensor, Head]:
-        """Hidden states of the positions that predict a scored token, (scored, hidden), and the head."""
-        hidden = backbone(self.model)(**self._inputs(row)).last_hidden_state  # (rows, width, hidden)
-        return hidden.flatten(0, 1)[row.sources], Head.of(self.model).tempered(self.temperature)
+    def _hidden(self, row: PackedRow) -> Tensor:
+        """(scored, hidden)"""
+        hidden: Tensor = backbone(self.model)(**self._inputs(row)).last_hidden_state
+        return hidden.flatten(0, 1)[row.sources]
 
     def _inputs(self, row: PackedRow) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
@@ -201,6 +246,23 @@ class Policy(torch.nn.Module):
         self.notes.append(text)
         logger.warning("%s: %s", type(self.model).__name__, text)
         return text
+
+
+class ScalarHead(torch.nn.Module):
+    """A number for each hidden state, w · h + b in fp32: a policy's values, or the scores of a reward model or discriminator.
+
+    It starts at zero everywhere: no value is expected, and a discriminator cannot tell yet.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        size = model.get_output_embeddings().weight.shape[-1]  # what the LM head takes in
+        self.weight = torch.nn.Parameter(torch.zeros(size, device=_device(model)))
+        self.bias = torch.nn.Parameter(torch.zeros((), device=_device(model)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(positions, hidden) to (positions,)."""
+        return (hidden.float() * self.weight).sum(1) + self.bias  # no matrix product: autocast would round it
 
 
 @dataclass(frozen=True)

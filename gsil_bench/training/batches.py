@@ -6,13 +6,17 @@ The order is a function of seed and round only, so it does not change with micro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from gsil_bench.models.packing import TokenTree
+
+if TYPE_CHECKING:
+    from gsil_bench.models.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Branch:
     completion_ids: tuple[int, ...]
     reference_logp: float | None = None
     """Sum of the reference's log-probs over the completion, where a method needs it."""
+    of_tokens: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of a sample of the policy that is trained: its tokens' advantages, log-probs at sampling, …, named as in TokenLogProbs."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,13 @@ class Tree:
     prompt_ids: tuple[int, ...]
     real: Branch
     generated: tuple[Branch, ...] = ()
+    first: tuple[Branch, ...] = ()
+    """The first round's self-generations, as many as there are others, for a method that needs them."""
 
     @property
     def branches(self) -> tuple[Branch, ...]:
         """All completions, the demonstration first."""
-        return (self.real, *self.generated)
+        return (self.real, *self.generated, *self.first)
 
     @property
     def tokens(self) -> TokenTree:
@@ -53,9 +61,14 @@ class Tree:
         return Tree(self.id, self.prompt_ids, self.real)
 
 
-def steps_of_round(demonstrations: int, epochs: float, batch_size: int, rounds: int, round_index: int) -> int:
-    """Optimiser steps of one round: the run's steps (epochs over the demonstrations) split as evenly as whole numbers allow."""
-    total = max(rounds, -int(-demonstrations * epochs // batch_size))
+def steps_of_run(demonstrations: int, epochs: float, batch_size: int) -> int:
+    """Optimiser steps of so many epochs over the demonstrations, at least one."""
+    return max(1, -int(-demonstrations * epochs // batch_size))
+
+
+def steps_of_round(total: int, rounds: int, round_index: int) -> int:
+    """Optimiser steps of one round: the run's steps split as evenly as whole numbers allow, and one at least."""
+    total = max(rounds, total)
     return total * (round_index + 1) // rounds - total * round_index // rounds
 
 
@@ -65,6 +78,32 @@ class Steps(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[list[Tree]]: ...
+
+
+@runtime_checkable
+class LiveSteps(Protocol):
+    """Batches that depend on the policy as it has become: samples of it. They have a state, which is saved with the policy's."""
+
+    line: Mapping[str, float]
+    """Numbers about the newest batch, for the metrics."""
+
+    def __len__(self) -> int: ...
+
+    def follow(self, policy: Policy, start: int) -> Iterator[list[Tree]]:
+        """The batches from a step on; each is made when it is asked for, after the step before it was taken.
+
+        Raises:
+            TrainingError: nothing can be learned from what was sampled.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the coming batches depend on besides the policy and the step."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """After the last step: keep in the folder what later rounds need; facts of the round."""
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ from gsil_bench.records import canonical, write_atomically
 from gsil_bench.training import metrics
 from gsil_bench.training.batches import Branch, MatchedDemonstrations, ShuffledSteps, Tree
 from gsil_bench.training.config import TrainConfig
-from gsil_bench.training.loop import Schedule, Surroundings, TrainingError, train
+from gsil_bench.training.learner import TrainingError
+from gsil_bench.training.loop import Schedule, Surroundings, train
 from gsil_bench.training.parallel import join_team
+from gsil_bench.training.rollouts import Company
 
 JOB, FACTS, FAILURE, PROGRESS, LOG = "round.json", "facts.json", "failure", "progress", "ranks.log"
 POLL_SECONDS = 0.2
@@ -68,10 +70,15 @@ class Round:
     autocast: bool = False
     shadows: tuple[str, ...] = ()
     """Names of the methods whose losses are logged beside the trained one's."""
+    company: Company | None = None
+    """Of a method that samples from the policy as it trains it; in one process only."""
 
-    def schedule(self) -> Schedule:
+    def schedule(self, into: Path) -> Schedule:
         """Its steps, in order."""
         pairs = ShuffledSteps(self.trees, min(self.batch_size, len(self.trees)), self.steps, self.seed)
+        if self.company is not None:
+            live = self.company.steps(self.method, pairs, self.folder, into, self.seed)
+            return Schedule(live, None, self.seed[0], self.folder)
         steps = MatchedDemonstrations(pairs) if self.method.batches == "matched-demonstrations" else pairs
         return Schedule(steps, self.noise_floor, self.seed[0])
 
@@ -87,7 +94,7 @@ def run_round(job: Round, into: Path, run: Surroundings) -> dict[str, Any]:
     model = checkpoint.load_model(job.folder, job.device, "fp32" if run.team.casts else job.dtype)
     adapter = add_lora(model, config.lora_rank, config.lora_alpha, seed=job.seed[0]) if config.lora_rank else None
     run = dataclasses.replace(run, autocast=job.autocast, shadows=tuple(map(load_method, job.shadows)))
-    weights, facts = train(model, job.method, job.schedule(), into, run)
+    weights, facts = train(model, job.method, job.schedule(into), into, run)
     if run.team.rank == 0:
         if adapter is not None:
             save_adapter(adapter, into, base=job.base or str(job.folder.absolute()))
@@ -250,7 +257,7 @@ def _to_json(job: Round) -> dict[str, Any]:
     record = {item.name: getattr(job, item.name) for item in dataclasses.fields(job) if item.name not in ("trees", "method")}
     loss = f"{job.method.loss.__module__}:{job.method.loss.__qualname__}"
     trees = [
-        [tree.id, tree.prompt_ids, *([branch.completion_ids, branch.reference_logp] for branch in tree.branches)]
+        [tree.id, tree.prompt_ids, len(tree.generated), *([each.completion_ids, each.reference_logp] for each in tree.branches)]
         for tree in job.trees
     ]
     method = dataclasses.asdict(job.method) | {"loss": loss, "needs": sorted(job.method.needs)}
@@ -263,9 +270,9 @@ def _from_json(data: Mapping[str, Any]) -> Round:
     loss = getattr(importlib.import_module(module), name)
     fields = {**record, "loss": loss, "needs": frozenset(record["needs"]), "protocol": SelfPlay(**record["protocol"])}
     trees = []
-    for name_of_tree, prompt, *branches in data["trees"]:
-        real, *generated = (Branch(tuple(ids), logp) for ids, logp in branches)
-        trees.append(Tree(name_of_tree, tuple(prompt), real, tuple(generated)))
+    for name_of_tree, prompt, count, *branches in data["trees"]:
+        real, *others = (Branch(tuple(ids), logp) for ids, logp in branches)
+        trees.append(Tree(name_of_tree, tuple(prompt), real, tuple(others[:count]), tuple(others[count:])))
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     given |= {"folder": Path(data["folder"]), "method": Method(**fields), "trees": tuple(trees)}
     return Round(**given)

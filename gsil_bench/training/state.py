@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from gsil_bench.records import write_atomically
+from gsil_bench.training.batches import LiveSteps, Steps
+from gsil_bench.training.learner import Learner
 from gsil_bench.training.metrics import FILE as METRICS
 from gsil_bench.training.parallel import Team
 
@@ -23,17 +25,18 @@ logger = logging.getLogger(__name__)
 FILE = "state.pt"
 
 
-def save_state(team: Team, policy: torch.nn.Module, optimizer: Any, folder: Path, step: int, facts: dict[str, Any]) -> None:
+def save_state(team: Team, learner: Learner, folder: Path, steps: Steps | LiveSteps, step: int, facts: dict[str, Any]) -> None:
     """Everything the next step depends on."""
-    weights, moments = team.gather(policy, optimizer)
+    weights, moments = team.gather(learner.policy, learner.optimizer)
     if team.rank == 0:
-        state = {"weights": weights, "optimizer": moments, "random": _random_state(), "step": step, "facts": facts}
+        live = steps.state_dict() if isinstance(steps, LiveSteps) else None
+        state = {"live": live, "weights": weights, "optimizer": moments, "random": _random_state(), "step": step, "facts": facts}
         torch.save(state, folder / f"{FILE}.new")
         (folder / f"{FILE}.new").replace(folder / FILE)
     team.barrier()
 
 
-def load_state(team: Team, policy: torch.nn.Module, optimizer: Any, folder: Path) -> tuple[int, dict[str, Any]]:
+def load_state(team: Team, learner: Learner, folder: Path, steps: Steps | LiveSteps) -> tuple[int, dict[str, Any]]:
     """The step to go on from and its counters; (0, {}) where no state was saved, or it cannot be read."""
     path, metrics = folder / FILE, folder / METRICS
     state: dict[str, Any] | None = None
@@ -55,7 +58,9 @@ def load_state(team: Team, policy: torch.nn.Module, optimizer: Any, folder: Path
             path.unlink(missing_ok=True)
             metrics.unlink(missing_ok=True)
         return 0, {}
-    team.scatter(policy, optimizer, state["weights"], state["optimizer"])
+    team.scatter(learner.policy, learner.optimizer, state["weights"], state["optimizer"])
+    if isinstance(steps, LiveSteps):
+        steps.load_state_dict(state["live"])
     _restore_random(state["random"])
     if team.rank == 0:
         write_atomically(metrics, "".join(lines))
