@@ -354,6 +354,38 @@ def _ablate(
 app.command("ablate")(compare.with_options(_ablate, without=("methods", "control")))
 
 
+def _best_of(
+    n: Annotated[
+        str | None, typer.Option("--n", help="How many samples to choose among, separated by commas. [1,2,4,8,16]")
+    ] = None,
+    **options: Any,
+) -> None:
+    """How good the answers are that a method's reward chooses among N samples of the policy that it starts from."""
+
+    def action() -> int:
+        from gsil_bench import best_of
+        from gsil_bench.reporting.best_of import render_text
+
+        numbers, config = best_of.parse_numbers(n or best_of.NUMBERS), compare.config_of(options)
+        plan = best_of.prepare(config, numbers)
+        if options["dry_run"]:
+            compare.show_plan(plan, options["as_json"])
+            return 0
+        finished = compare.carry_out(plan, Path(config.out) / best_of.FOLDER)
+        if finished is None:
+            return compare.INTERRUPTED
+        found = best_of.conclude(plan, finished.results, finished.failures, numbers)
+        files = best_of.write(found, Path(config.out))
+        print(json.dumps(found, indent=1, ensure_ascii=False) if options["as_json"] else render_text(found), end="")
+        print(f"files: {', '.join(map(str, files))}", file=sys.stderr)
+        return 1 if finished.failures else 0
+
+    raise typer.Exit(compare.guarded(action))
+
+
+app.command("best-of")(compare.with_options(_best_of, without=("control", "every_round", "no_start")))
+
+
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(help="The --out folder of a comparison.")],

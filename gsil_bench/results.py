@@ -11,7 +11,7 @@ from typing import Any
 
 from gsil_bench.evaluation.scoring import FILE
 from gsil_bench.inputs import Inputs, describe
-from gsil_bench.plan import Cell, Plan
+from gsil_bench.plan import Cell, Plan, Stage
 from gsil_bench.provenance import provenance
 from gsil_bench.records import CellResult, ItemScore, digest, read_jsonl, result_from_json, write_atomically
 from gsil_bench.store import Artefact
@@ -76,11 +76,38 @@ def _result(cell: Cell, inputs: Inputs, made: Mapping[str, Artefact], fingerprin
         ),
         counts=dict(scores.facts["counts"]),
         record=cell.method.describe(),
-        cost={**cost, "seconds": round(sum(artefact.seconds for artefact in rounds), 1)},
-        provenance=_provenance(cell, inputs, scores, rounds),
+        cost={**cost, "seconds": round(sum(artefact.seconds for artefact in rounds), 1), **_cost_of_rewards(cell, made)},
+        provenance=_provenance(cell, inputs, scores, made),
         fingerprint=fingerprint,
         warnings=_warnings(cell, made),
     )
+
+
+def _cost_of_rewards(cell: Cell, made: Mapping[str, Artefact]) -> dict[str, float]:
+    """What comes on top of the policy's steps where it samples: tokens drawn, and the training of critics (positions, seconds of
+    reward models; a discriminator's are in the policy's).
+    """
+    rounds = [made[stage.key].facts for stage in cell.training if "sampled_tokens" in made[stage.key].facts]
+    if not rounds:
+        return {}
+    critics = {stage.needs["critic"].key for stage in cell.training if "critic" in stage.needs}
+    tokens = sum(facts["critic_tokens"] for facts in rounds) + sum(made[key].facts["tokens"] for key in critics)
+    seconds = round(sum(made[key].seconds for key in critics), 1)
+    return {
+        "sampled_tokens": sum(facts["sampled_tokens"] for facts in rounds),
+        "critic_tokens": tokens,
+        "critic_seconds": seconds,
+    }
+
+
+def _reward_model(stage: Stage, made: Mapping[str, Artefact]) -> dict[str, Any]:
+    """Of a round with a reward model: its weights, and how well it tells the classes of answers apart."""
+    if "critic" not in stage.needs:
+        return {}
+    critic = made[stage.needs["critic"].key]
+    told = {name: value if math.isfinite(value) else None for name, value in critic.facts["auc"].items()}
+    kept = {key: critic.facts[key] for key in ("classes", "missing", "held_out_contrasts") if key in critic.facts}
+    return {"reward_model": {"weights_sha256": critic.content, "auc": told, **kept}}
 
 
 def _left_out(rounds: Sequence[Artefact]) -> str | None:
@@ -121,15 +148,16 @@ def budget_notes(plan: Plan, results: Sequence[CellResult]) -> list[str]:
     ]
 
 
-def _provenance(cell: Cell, inputs: Inputs, scores: Artefact, rounds: list[Artefact]) -> dict[str, Any]:
+def _provenance(cell: Cell, inputs: Inputs, scores: Artefact, made: Mapping[str, Artefact]) -> dict[str, Any]:
     """Facts of the run, the resolved configuration, and which artefacts the numbers come from."""
     trained = [
         {
             "weights_sha256": artefact.content,
             **{key: artefact.facts.get(key) for key in ("step_zero", "audit", "layout", "mfu", *DISPLACEMENTS)},
             "noise_floor": artefact.facts["noise_floor"],
+            **_reward_model(stage, made),
         }
-        for artefact in rounds
+        for stage, artefact in ((stage, made[stage.key]) for stage in cell.training)
     ]
     return {
         **provenance(),

@@ -1,9 +1,10 @@
 """The page of a run: one HTML file that opens from disk and asks the network for nothing.
 
-Table with verdicts, paired differences, training curves, costs, every item with all answers, configuration and provenance. Style
-and script are inline, plots are inline SVG, texts are JSON in a script tag. Text of users and models reaches the page on two
-ways only: through the template, which escapes it, and through that JSON, in which "<" is spelt so that no answer can end the tag;
-the script sets it as text, never as HTML. The page's own rule (Content-Security-Policy) allows no script but its own.
+Table with verdicts, paired differences, training curves, rewards beside scores, costs, every item with all answers,
+configuration and provenance. Style and script are inline, plots are inline SVG, texts are JSON in a script tag. Text of users and
+models reaches the page on two ways only: through the template, which escapes it, and through that JSON, in which "<" is spelt so
+that no answer can end the tag; the script sets it as text, never as HTML. The page's own rule (Content-Security-Policy) allows no
+script but its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from markupsafe import Markup
 
 from gsil_bench.errors import MissingLibraryError, UserError
 from gsil_bench.records import write_atomically
-from gsil_bench.reporting import plots, tables
+from gsil_bench.reporting import on_policy, plots, tables
 from gsil_bench.reporting.comparison import Cell, Column, Comparison
 from gsil_bench.reporting.plots import Line, Plot
 from gsil_bench.reporting.run_data import COSTS, Curve, RunData, ShownCell, ShownTask, collect
@@ -54,6 +55,15 @@ CURVES = {
     "grad_norm": "gradient norm",
     "real_nll_per_token": "negative log-likelihood of demonstrations (nats per token)",
     "learning_rate": "learning rate",
+    "reward": "reward of the samples (mean of an answer's sum)",
+    "reward_std": "reward of the samples: standard deviation",
+    "kl": "KL from the reference, estimated on the samples (nats per answer)",
+    "sampling_gap": "largest difference of a sample's log-prob between engine and training (nats)",
+    "discriminator_auc": "discriminator: AUC on the newest samples, before it learns from them",
+    "discriminator_loss": "discriminator: training loss",
+    "finished": "share of samples that ended by themselves",
+    "sample_tokens": "length of the samples (tokens)",
+    "sample_nll_per_token": "negative log-likelihood of the samples (nats per token)",
 }
 """Quantities whose names need words; any other number of the metrics is shown under its own name."""
 FIRST = ("real_logps", "generated_logps", "margin", "loss", "grad_norm", "real_nll_per_token")
@@ -96,6 +106,9 @@ def write_report(run: Path, out: Path) -> list[Path]:
     data = collect(run)
     drawn, missing = draw(data)
     texts = {out / "report.html": render_page(data, drawn, missing), **_tables(data.comparison, out)}
+    if found := _traces(data):
+        record = on_policy.record(found, _told(data))
+        texts[out / "on-policy.json"] = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     texts |= {out / "plots" / f"{plot.name}.svg": plot.svg() for plot in drawn}
     try:
         for path, text in texts.items():
@@ -125,7 +138,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def draw(data: RunData) -> tuple[list[Plot], str]:
     """All plots of a run, or none and what is missing."""
     try:
-        return [*_forests(data), *_curve_plots(data), *_cost_plots(data), *_radars(data)], ""
+        return [*_forests(data), *_curve_plots(data), *_reward_plots(data), *_cost_plots(data), *_radars(data)], ""
     except MissingLibraryError as error:
         return [], str(error)
 
@@ -187,6 +200,56 @@ def _curve_text(lines: Sequence[Line]) -> str:
     return f"First and last tenth of the steps: {'; '.join(said)}."
 
 
+def _traces(data: RunData) -> list[on_policy.Trace]:
+    return on_policy.traces(data.results, data.curves)
+
+
+def _told(data: RunData) -> list[on_policy.Told]:
+    return on_policy.told_apart(data.results, data.curves)
+
+
+def _reward_plots(data: RunData) -> list[Plot]:
+    """Reward, score and KL of the methods that sample from the policy they train, a plot for each task."""
+    found = _traces(data)
+    names = list(dict.fromkeys([*data.comparison.methods, *(trace.method for trace in found)]))
+    made = []
+    for column in data.comparison.columns if found else ():
+        shown = [on_policy.strip(trace, column) for trace in found]
+        title = f"Reward against score: {one_line(column.task)}"
+        text = " ".join(on_policy.sentence(trace, column) for trace in found)
+        made.append(plots.strips(shown, names, title, text, _file("reward", column.task)))
+    return made
+
+
+def _rewards(data: RunData, drawn: Sequence[Plot]) -> list[dict[str, Any]]:
+    """What is said of each task, with its plot if there is one."""
+    found, shown = _traces(data), {plot["name"]: plot for plot in _shown(drawn, "reward-")}
+    return [
+        {
+            "task": column.task,
+            "plot": shown.get(_file("reward", column.task)),
+            "sentences": [on_policy.sentence(trace, column) for trace in found],
+        }
+        for column in (data.comparison.columns if found else ())
+    ]
+
+
+def _critic_rows(data: RunData) -> list[list[str]]:
+    """How well reward models and discriminators tell answers apart, as text."""
+    return [
+        [
+            one_line(each.method),
+            str(each.seed),
+            str(each.round),
+            each.critic,
+            one_line(each.against) + (f" (none for {each.missing} prompts)" if each.missing else ""),
+            "–" if each.answers is None else str(each.answers),
+            ("" if each.first_auc is None else f"{each.first_auc:.3f} → ") + ("–" if each.auc is None else f"{each.auc:.3f}"),
+        ]
+        for each in _told(data)
+    ]
+
+
 def _cost_plots(data: RunData) -> list[Plot]:
     table = {
         COST_WORDS[measure].split()[0]: {method: row[measure] for method, row in data.costs.items() if measure in row}
@@ -232,6 +295,9 @@ def render_page(data: RunData, drawn: Sequence[Plot], missing: str = "") -> str:
         forests=_shown(drawn, "forest-"),
         first_curves=[each for each in _shown(drawn, "curve-") if each["name"] in _first_names()],
         other_curves=[each for each in _shown(drawn, "curve-") if each["name"] not in _first_names()],
+        rewards=_rewards(data, drawn),
+        caveats=[f"{one_line(trace.method)}: {trace.caveat}." for trace in _traces(data) if trace.caveat],
+        critics=_critic_rows(data),
         cost_plots=_shown(drawn, "cost"),
         radars=_shown(drawn, "radar-"),
         costs=_cost_rows(data),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsil_bench.estimate import StageForecast, forecast
+from gsil_bench.estimate import StageForecast, forecast, sampled_tokens
 from gsil_bench.inputs import Inputs, describe
-from gsil_bench.methods import Method
-from gsil_bench.plan import Plan
+from gsil_bench.methods import Method, Rollouts
+from gsil_bench.plan import Plan, Stage
+from gsil_bench.reporting.methods_page import told_apart
 from gsil_bench.reporting.progress import seconds_text
 from gsil_bench.stages import VERSIONS
 from gsil_bench.store import Store
@@ -22,7 +23,7 @@ def plan_text(plan: Plan, store: Store, every_stage: bool = False) -> str:
     """
     inputs, forecasts = plan.inputs, forecast(plan, store)
     lines = [*_input_lines(inputs), "methods"]
-    lines += [f"  {_method_line(method)}" for method in inputs.methods]
+    lines += [f"  {_method_line(method)}{_sampled_text(plan, method)}" for method in inputs.methods]
     lines += [f"stages ({len(forecasts)}, of which {sum(item.done for item in forecasts)} are there)"]
     lines += [f"  {_stage_line(item)}" for item in forecasts] if every_stage else _kind_lines(forecasts)
     left = sum(item.seconds for item in forecasts)
@@ -48,12 +49,51 @@ def _method_line(method: Method) -> str:
         return f"{method.name}: {method.summary}"
     config, protocol = TrainConfig.of(method.training, where=method.name), method.protocol
     parts = [f"{key}={value:g}" for key, value in method.settings.items()]
-    if "generated" in method.needs and method.batches == "pairs":
+    if method.starts_from:
+        parts.append(f"starts from {method.starts_from}, which gets {method.start_share:.0%} of the epochs")
+    if method.rollouts is not None:
+        parts += _rollout_parts(method, method.rollouts)
+    elif "generated" in method.needs and method.batches == "pairs":
         sampling = "greedy" if protocol.temperature == 0 else f"T={protocol.temperature:g}"
         parts += [f"{protocol.rounds} round{'s' * (protocol.rounds > 1)} against the {protocol.opponent} policy ({sampling})"]
     parts += [f"{key}={vars(config)[key]:g}" for key in LOSS_FIELDS if vars(config)[key] != TrainConfig.defaults()[key]]
     parts += [f"lr {config.peak_learning_rate:g}", f"{config.epochs:g} epochs", f"batch {config.batch_size}"]
     return f"{method.name}: {', '.join(parts)}"
+
+
+def _rollout_parts(method: Method, rollouts: Rollouts) -> list[str]:
+    """How a method samples, rewards and compares."""
+    protocol, critic = method.protocol, rollouts.critic
+    every = "each step" if rollouts.updates == 1 else f"every {rollouts.updates} steps"
+    parts = [f"{protocol.samples} sample{'s' * (protocol.samples > 1)} a prompt at {every}"]
+    if critic is not None:
+        learns = f", {critic.updates} step{'s' * (critic.updates > 1)} at each sampling" if critic.alongside else ""
+        parts.append(f"a {'discriminator' if critic.alongside else 'reward model'} of {told_apart(critic)}{learns}")
+    parts += [f"{key}={value:g}" for key, value in rollouts.settings.items()]
+    reference = "the policy that it starts from" if protocol.opponent == "initial" else "that of the round before"
+    parts += [f"baseline {rollouts.baseline}", f"kl={rollouts.kl:g} to {reference}"]
+    return [*parts, *([f"{protocol.rounds} rounds"] if protocol.rounds > 1 else [])]
+
+
+def _sampled_text(plan: Plan, method: Method) -> str:
+    """How much a method samples while it trains, over all seeds; "" for one that does not."""
+    about, most = sampled_in_training(plan, method)
+    return f"; about {_count(about)} tokens sampled in training, {_count(most)} at most" if most else ""
+
+
+def sampled_in_training(plan: Plan, method: Method) -> tuple[float, float]:
+    """Tokens sampled by a method's training, about and at most, its stages once each; an answer is as long as a demonstration."""
+    stages: dict[str, Stage] = {
+        stage.key: stage for cell in plan.cells if cell.method.name == method.name for stage in cell.training
+    }
+    encoded = plan.inputs.demonstrations.train_encoded
+    length = sum(len(each.completion_ids) for each in encoded) / max(1, len(encoded))
+    found = [sampled_tokens(stage, length) for stage in stages.values()]
+    return sum(about for about, _ in found), sum(most for _, most in found)
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e6:.2g} million" if number >= 1e6 else f"{round(number, -3):,.0f}" if number >= 1e4 else f"{number:,.0f}"
 
 
 def _stage_line(item: StageForecast) -> str:
@@ -81,6 +121,11 @@ def plan_record(plan: Plan, store: Store) -> dict[str, Any]:
         "inputs": describe(plan.inputs),
         "methods": [method.describe() for method in plan.inputs.methods],
         "control": plan.inputs.control,
+        "sampled_in_training": {
+            method.name: {"about": round(about), "at_most": round(most)}
+            for method, (about, most) in ((method, sampled_in_training(plan, method)) for method in plan.inputs.methods)
+            if most
+        },
         "stages": [
             {"kind": item.stage.kind, "label": item.stage.label, "done": item.done, "estimated_seconds": round(item.seconds, 1)}
             for item in forecasts

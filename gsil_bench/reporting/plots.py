@@ -1,4 +1,5 @@
-"""Every plot of the suite: paired differences, training curves, costs, ratings by category. Drawn by matplotlib, as SVG and PNG.
+"""Every plot of the suite: paired differences, training curves, rewards beside scores, costs, ratings by category. Drawn by
+matplotlib, as SVG and PNG.
 
 One way of drawing: the page shows the same SVG that is written to a file, with its colours replaced by the page's variables, so
 that it follows light and dark. Text stays text. Colours are Okabe and Ito's, which colour-blind readers can tell apart; dashes
@@ -16,7 +17,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -87,6 +88,32 @@ class Line:
     values: tuple[float, ...]
     round_starts: tuple[int, ...] = ()
     """Positions in `steps` at which a round other than the first begins."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity of one method over its steps."""
+
+    label: str
+    """Of its axis."""
+    runs: tuple[Line, ...]
+    """A seed each, pale."""
+    mean: Line
+    points: bool = False
+    """A value at few steps: marked, and not smoothed."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Panels of one method above each other, which share the axis of steps."""
+
+    method: str
+    panels: tuple[Panel, ...]
+    ends: tuple[float, ...]
+    """Steps done after each round."""
+    shaded: float
+    """Steps of the method that it starts from."""
+    starts_from: str
 
 
 @dataclass(frozen=True)
@@ -272,7 +299,7 @@ def _smoothed(values: Sequence[float], starts: Sequence[int]) -> list[float]:
 
 def _thinned(line: Line) -> tuple[list[float], list[float], list[int]]:
     """At most about `POINTS` points: means of equally many steps, never across the start of a round."""
-    size = math.ceil(len(line.steps) / POINTS)
+    size = max(1, math.ceil(len(line.steps) / POINTS))
     edges = [0, *line.round_starts, len(line.steps)]
     steps, values, starts = list[float](), list[float](), list[int]()
     for number, (begin, end) in enumerate(pairwise(edges)):
@@ -287,6 +314,95 @@ def _thinned(line: Line) -> tuple[list[float], list[float], list[int]]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+STRIPS = 3
+"""Beside each other at most."""
+PANEL_HEIGHTS = (1.35, 1.2, 0.8)
+"""Inches."""
+LABELLED = 0.85
+"""Inches that an axis takes with its numbers and its label."""
+BEFORE = 0.12
+"""Of a strip's own steps: so much is shown of those before them."""
+
+
+def strips(shown: Sequence[Strip], methods: Sequence[str], title: str, text: str, name: str) -> Plot:
+    """A strip of panels for each method; panels of points have one scale in all of them.
+
+    Args:
+        shown: one method each, with equally many panels.
+        methods: all of the comparison, which decides colours.
+    """
+    columns = min(STRIPS, max(1, len(shown)))
+    rows, width = math.ceil(len(shown) / columns), WIDTH if columns == 1 else WIDE
+    block = sum(PANEL_HEIGHTS) + 0.75
+    height = 0.85 + block * rows
+    with _style({}), _quiet():
+        figure, look = _figure(height, width), looks(methods)
+        grid = figure.add_gridspec(
+            rows, columns, left=LABELLED / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.65 / height,
+            hspace=0.75 / (block - 0.75), wspace=0.36,
+        )  # fmt: skip
+        limits = _limits_of_points(shown)
+        for at, strip in enumerate(shown):
+            inner = grid[at // columns, at % columns].subgridspec(len(strip.panels), 1, hspace=0.16, height_ratios=PANEL_HEIGHTS)
+            _draw_strip(figure, inner, strip, look[strip.method], limits)
+        _title(figure, title)
+    return Plot(name, title, text, figure)
+
+
+def _limits_of_points(shown: Sequence[Strip]) -> tuple[float, float] | None:
+    """Of the axis of all panels of points."""
+    panels = [panel for strip in shown for panel in strip.panels if panel.points]
+    values = [value for panel in panels for line in (*panel.runs, panel.mean) for value in line.values]
+    space = 0.12 * (max(values) - min(values)) or 0.02 * abs(values[0]) or 1.0 if values else 1.0
+    return (min(values) - space, max(values) + space) if values else None
+
+
+def _draw_strip(figure: Any, grid: Any, strip: Strip, look: Look, limits: tuple[float, float] | None) -> None:
+    ticker = library("matplotlib.ticker", "plots")
+    for at, panel in enumerate(strip.panels):
+        axes = figure.add_subplot(grid[at])
+        own = strip.ends[-1] - strip.shaded
+        axes.axvspan(strip.shaded - own, strip.shaded, color=BAND if strip.shaded else "none", linewidth=0)
+        for end in strip.ends[:-1]:
+            axes.axvline(end, color=GRID, linewidth=0.9)
+        _draw_points(axes, panel, look) if panel.points else _draw_mean(axes, panel, look)
+        axes.set_xlim(strip.shaded - (BEFORE if strip.shaded else 0.02) * own, strip.ends[-1] + 0.02 * own)
+        if panel.points and limits:
+            axes.set_ylim(*limits)
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(_tick))
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_ylabel(cut(panel.label, 20), fontsize=8.5)
+        axes.yaxis.set_label_coords(-(LABELLED - 0.2) / (axes.get_position().width * figure.get_figwidth()), 0.5)
+        axes.tick_params(axis="x", labelbottom=at + 1 == len(strip.panels))
+        if at == 0:
+            axes.set_title(_short(strip.method), fontsize=9.5)
+            words = f"{cut(strip.starts_from, 12)}, {strip.shaded:g} steps" if strip.shaded else ""
+            axes.text(strip.shaded - BEFORE * own / 2, 0.5, words, transform=axes.get_xaxis_transform(), ha="center",
+                      va="center", rotation=90, color=MUTED, fontsize=8)  # fmt: skip
+        if at + 1 == len(strip.panels):
+            axes.set_xlabel("training step")
+
+
+def _draw_mean(axes: Any, panel: Panel, look: Look) -> None:
+    """Pale the seeds, strong the moving average of their mean."""
+    for line in panel.runs:
+        steps, values, _ = _thinned(line)
+        axes.plot(steps, values, color=look.colour, linewidth=0.8, alpha=0.4)
+    if panel.mean.steps:
+        steps, values, starts = _thinned(panel.mean)
+        axes.plot(steps, _smoothed(values, starts), color=look.colour, linewidth=1.8)
+
+
+def _draw_points(axes: Any, panel: Panel, look: Look) -> None:
+    """Pale the seeds, strong their mean with a marker at each step that has one."""
+    for line in panel.runs:
+        axes.plot(line.steps, line.values, color=look.colour, linewidth=0.8, alpha=0.4, marker=".", markersize=4)
+    axes.plot(panel.mean.steps, panel.mean.values, color=look.colour, linewidth=1.8, marker=look.marker, markersize=6.5,
+              markeredgecolor=PAPER, clip_on=False, zorder=3)  # fmt: skip
 
 
 def costs(table: Mapping[str, Mapping[str, float]], methods: Sequence[str], name: str = "cost") -> Plot:
@@ -375,6 +491,75 @@ def _sensitivity_text(records: Sequence[Mapping[str, Any]]) -> str:
         if record["score"] is not None and record["verdict"] != "refused"
     ]
     return f"Scores with 95 % intervals. {'; '.join(said)}."
+
+
+def best_of(record: Mapping[str, Any], name: str = "best-of") -> Plot:
+    """What the first-ranked of N samples scores, above, and how far its reward is from the mean reward, below: a panel each for
+    every task. The reward is in standard deviations among an item's samples.
+
+    Args:
+        record: of `gsil_bench.best_of.conclude`.
+    """
+    tasks, numbers = record["tasks"], record["n"]
+    rows = {row["choice"]: row["is_reward"] for task in tasks.values() for row in task["rows"]}
+    choices = [name for name, is_reward in rows.items() if is_reward] + [
+        name for name, is_reward in rows.items() if not is_reward
+    ]
+    width = WIDTH if len(tasks) == 1 else WIDE
+    top = 0.75 + _legend_height(choices, width)
+    height = top + 4.3
+    with _style({}), _quiet():
+        figure, look = _figure(height, width), looks(choices)
+        look |= {name: replace(look[name], colour=MUTED) for name in choices if not rows[name]}
+        grid = figure.add_gridspec(
+            2, len(tasks), left=0.75 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - top / height,
+            hspace=0.3, wspace=0.25,
+        )  # fmt: skip
+        for at, (task_name, task) in enumerate(tasks.items()):
+            above, below = figure.add_subplot(grid[0, at]), figure.add_subplot(grid[1, at])
+            above.set_title(cut(f"{task_name} ({task['metric']})", 50), fontsize=9.5)
+            for row in task["rows"]:
+                _draw_choice(above, below, row, look[row["choice"]])
+            below.set_xlabel("N")
+            for axes in (above, below):
+                axes.set_xscale("log", base=2)
+                axes.set_xticks(numbers, [str(n) for n in numbers])
+                axes.minorticks_off()
+                axes.grid(axis="y")
+                axes.set_axisbelow(True)
+            if at == 0:
+                above.set_ylabel("score of the chosen")
+                below.set_ylabel("its reward (SD)")
+        _title(figure, "Best of N")
+        _legend(figure, choices, look, markers=True)
+    return Plot(name, "Best of N", _best_of_text(record), figure)
+
+
+def _draw_choice(above: Any, below: Any, row: Mapping[str, Any], look: Look) -> None:
+    """One way of choosing: its scores, the interval of the last one's difference to a random sample, and its rewards."""
+    known = [cell for cell in row["cells"] if cell["score"]["estimate"] is not None]
+    line = {"color": look.colour, "linestyle": look.dash, "marker": look.marker, "markersize": 4, "linewidth": 1.6}
+    above.plot([cell["n"] for cell in known], [cell["score"]["estimate"] for cell in known], **line)
+    if known and known[-1]["difference"] is not None and row["is_reward"]:
+        last = known[-1]
+        base = last["score"]["estimate"] - last["difference"]["estimate"]
+        ends = [base + last["difference"][end] for end in ("low", "high") if last["difference"][end] is not None]
+        above.plot([last["n"]] * len(ends), ends, color=look.colour, linewidth=1.0)
+    rewards, spread = row.get("reward", ()), row.get("spread")
+    if rewards and spread:
+        mean = row["mean_reward"]
+        below.plot([each["n"] for each in rewards], [(each["mean"] - mean) / spread for each in rewards], **line)
+
+
+def _best_of_text(record: Mapping[str, Any]) -> str:
+    said = []
+    for name, task in record["tasks"].items():
+        for row in task["rows"]:
+            last = row["cells"][-1]
+            if last["score"]["estimate"] is not None:
+                said.append(f"{one_line(name)}, {one_line(row['choice'])}, N = {last['n']}: {last['score']['estimate']:.3g}")
+    bars = "a bar at the largest N is the 95 % interval of the difference to any sample"
+    return f"Expected score of the first-ranked of N samples; {bars}. {'; '.join(said)}."
 
 
 def radar(

@@ -19,6 +19,7 @@ from gsil_bench.records import CellFailure, CellResult, read_jsonl, result_from_
 from gsil_bench.reporting.comparison import Comparison
 from gsil_bench.store import MANIFEST
 from gsil_bench.tasks.task import Item
+from gsil_bench.variants import ROUND
 
 METRICS = "metrics.jsonl"
 """Of a training artefact: one JSON object of numbers a step."""
@@ -37,6 +38,8 @@ class Curve:
     """Numbers of each step; "step" goes on counting through the rounds."""
     round_starts: tuple[int, ...]
     """Indices of `rows` at which a round other than the first begins."""
+    ends: tuple[float, ...] = ()
+    """Steps done after each round, those of a method that it starts from first."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +197,21 @@ def _configuration(run: Path) -> str:
 
 
 def _curves(run: Path, results: Sequence[CellResult], remarks: list[str]) -> Iterator[Curve]:
-    """The metrics of every training run, found by the digests of its weights."""
+    """The metrics of every training run, found by the digests of its weights. A row that shows a run before its end has none of
+    its own where the whole run has a row: they are the beginning of that one's.
+    """
     folders = _training_folders(run)
-    for (method, seed), result in {(result.method, result.seed): result for result in results}.items():
-        rounds = [str(each["weights_sha256"]) for each in result.provenance.get("rounds", ())]
+    runs = {(result.method, result.seed): result for result in results}
+    longer = {
+        (method_of(result), result.seed, rounds[:done])
+        for result in runs.values()
+        for rounds in (weights_of(result),)
+        for done in range(len(rounds))
+    }
+    for (method, seed), result in runs.items():
+        rounds = weights_of(result)
+        if (method_of(result), seed, rounds) in longer:
+            continue
         missing = [weights for weights in rounds if weights not in folders]
         if missing:
             remarks.append(f"no training curves of {method}, seed {seed}: its training is no longer in the store")
@@ -206,13 +220,24 @@ def _curves(run: Path, results: Sequence[CellResult], remarks: list[str]) -> Ite
 
 
 def _curve(method: str, seed: int, rounds: Sequence[Sequence[Mapping[str, float]]]) -> Curve:
-    rows, starts = list[Mapping[str, float]](), list[int]()
+    rows, starts, ends = list[Mapping[str, float]](), list[int](), list[float]()
     for lines in rounds:
         before = rows[-1]["step"] if rows else 0
         if rows and lines:
             starts.append(len(rows))
         rows += [{**line, "step": line["step"] + before} for line in lines]
-    return Curve(method, seed, tuple(rows), tuple(starts))
+        ends.append(rows[-1]["step"] if rows else 0)
+    return Curve(method, seed, tuple(rows), tuple(starts), tuple(ends))
+
+
+def weights_of(result: CellResult) -> tuple[str, ...]:
+    """Digests of the weights after each round, those of a method that it starts from first; () of an untrained model."""
+    return tuple(str(each["weights_sha256"]) for each in result.provenance.get("rounds", ()))
+
+
+def method_of(result: CellResult) -> str:
+    """The method whose row it is, also of a row that shows it before its last round."""
+    return ROUND.sub("", result.method) if result.record.get("after_round") else result.method
 
 
 def _training_folders(run: Path) -> dict[str, Path]:

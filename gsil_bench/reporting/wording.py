@@ -24,6 +24,11 @@ def _number(value: float, unit: Unit, signed: bool = False) -> str:
     return text if float(text) else text.lstrip("+-")
 
 
+def value_text(value: float, unit: Unit, signed: bool = False) -> str:
+    """A score with its unit; signed: a difference of two."""
+    return _number(value, unit, signed) + (unit.of_difference if signed else unit.of_score)
+
+
 def _range(low: float, high: float, unit: Unit) -> str:
     return f"[{_number(low, unit)}, {_number(high, unit)}]"
 
