@@ -1,19 +1,21 @@
 """SFT as imitation of state-action occupancies: maximum likelihood in which earlier tokens count more (after arXiv 2403.12017).
 
 The forward KL divergence between the demonstrator's and the policy's *trajectories* is SFT. Between their *state-action
-occupancies* it is a sum over prefixes: the pair (prefix, token) at step k of tokens 0 … K has the probability of all tokens up to
-k, so token t is in the log of steps t … K. The mean over the K + 1 steps is
+occupancies* over H steps it is a sum over prefixes: the pair (prefix, token) at step k has the probability of all tokens up to k,
+so token t is in the log of steps t … H − 1; after its end an answer stays where it is. The mean over the H steps is
 
-    L = −Σ_t w_t log π(y_t | x, y_<t),    w_t = (K + 1 − t) / (K + 1)
+    L = −Σ_t w_t log π(y_t | x, y_<t),    w_t = max(0, 1 − t / H)
 
-The first token has weight 1, the last 1 / (K + 1). Both divergences have the same minimum where the family of policies contains
-the demonstrator; this weights the errors of one that does not.
+Both divergences have the same minimum where the family of policies contains the demonstrator; this weights the errors of one that
+does not. H must be one for all answers: with each answer's own length an end would weigh less than going on, and the policy would
+learn to put it off (docs/divergences.md has the example).
 
 How this differs from the paper:
 
 1. The formula is derived from the paper's definition of occupancies without discount, not read in it. That it contains a
    position-weighted variant is second-hand, its exact weights are not known here.
-2. The step's loss is divided by the scored tokens, not by the weights' sum: it pulls half as hard as SFT's at the same rate.
+2. Tokens from the H-th on are not learned from: set `horizon` to the longest answer's tokens or more. A long horizon is SFT.
+3. The step's loss is divided by the scored tokens, not by the weights' sum: it pulls less hard than SFT's at the same rate.
 
     python -m gsil_bench.compare --methods sft,sft-occupancy
 """
@@ -25,10 +27,10 @@ from torch import Tensor
 from gsil_bench.methods import Method, PairLogProbs
 
 
-def occupancy_likelihood(pair: PairLogProbs) -> Tensor:
-    """−Σ_t (K + 1 − t)/(K + 1) log π_t of the demonstrations, (pairs,)."""
+def occupancy_likelihood(pair: PairLogProbs, horizon: float) -> Tensor:
+    """−Σ_t max(0, 1 − t / horizon) log π_t of the demonstrations, (pairs,)."""
     tokens = pair.real
-    weights = (tokens.length - tokens.position) / tokens.length  # (tokens,), length = K + 1
+    weights = (1 - tokens.position.to(tokens.logps) / horizon).clamp(min=0)  # (tokens,)
     return -tokens.sum(weights * tokens.logps)
 
 
@@ -36,9 +38,10 @@ SFT_OCCUPANCY = Method(
     name="sft-occupancy",
     summary="Maximum likelihood with earlier tokens weighted more: forward KL between state-action occupancies.",
     loss=occupancy_likelihood,
+    settings={"horizon": 256.0},
     needs=frozenset({"tokens"}),
     training={"learning_rate": 1e-5},
     normalise="tokens",
     paper="derived from Sun, 2024, https://arxiv.org/abs/2403.12017",
-    formula="−Σ_t w_t log π(real token t), w_t = (K + 1 − t)/(K + 1), t = 0 … K",
+    formula="−Σ_t w_t log π(real token t), w_t = max(0, 1 − t / horizon)",
 )
