@@ -20,5 +20,9 @@ METHODS: dict[str, str] = {
     "neftune": "baselines.neftune:NEFTUNE",
     "sft-occupancy": "baselines.occupancy:SFT_OCCUPANCY",
     "iq-learn": "baselines.iq_learn:IQ_LEARN",
+    "airl-reverse-kl": "baselines.adversarial:AIRL",
+    "gail-js": "baselines.adversarial:GAIL",
+    "airl-reverse-kl-tokens": "baselines.adversarial:AIRL_TOKENS",
+    "gail-js-tokens": "baselines.adversarial:GAIL_TOKENS",
 }
 """Name → "module:ATTRIBUTE" of its Method."""

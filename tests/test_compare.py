@@ -513,3 +513,63 @@ def test_output_that_is_a_file(command: Callable[..., list[str]], tmp_path: Path
 
 def test_resolve_is_what_the_command_uses(tiny_model: Path) -> None:
     assert resolve({"model": str(tiny_model)}, None, compare.RECIPES).model == str(tiny_model)
+
+
+# Methods that go on from another one, and those that sample from the policy in training.
+
+ON_POLICY = ["airl-reverse-kl.max_new_tokens=8", "airl-reverse-kl.samples=2", "airl-reverse-kl.learning_rate=1e-3"]
+
+
+def budgets(out: Path) -> dict[str, str]:
+    found = [json.loads(path.read_text()) for path in (out / "results" / "letters").glob("*.json")]
+    return {result["method"]: result["comparable"]["budget"] for result in found}
+
+
+def test_a_method_that_goes_on_from_another_has_the_same_budget(
+    command: Callable[..., list[str]], tmp_path: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """32 demonstrations, batches of 32, 3 epochs: sft takes 3 steps; of the other's, ⌈1.5⌉ = 2 are sft's and 1 its own."""
+    changes = [*SETTINGS[2:], *ON_POLICY, "sft.epochs=3", "airl-reverse-kl.epochs=3"]
+    words = command(methods="sft,airl-reverse-kl", set=changes)
+    code, printed, _ = call_quietly(words, capsys)
+    assert code == 0
+    assert len(set(budgets(tmp_path / "out").values()) - {None}) == 1
+    trained = [label for label in executed if label.startswith("train")]
+    assert trained == ["train sft, seed 0", "train sft, seed 0", "train airl-reverse-kl, seed 0"]
+    assert "differ in" not in printed
+    result = json.loads((tmp_path / "out" / "results" / "letters" / "airl-reverse-kl-seed0.json").read_text())
+    whole = json.loads((tmp_path / "out" / "results" / "letters" / "sft-seed0.json").read_text())
+    assert result["cost"]["steps"] == whole["cost"]["steps"]
+    executed.clear()
+    assert call_quietly(command(methods="sft,airl-reverse-kl", set=[*changes, "airl-reverse-kl.kl=0.2"]), capsys)[0] == 0
+    assert [label for label in executed if label.startswith("train")] == ["train airl-reverse-kl, seed 0"]
+
+
+def test_any_method_can_go_on_from_another(command: Callable[..., list[str]], tmp_path: Path, executed: list[str]) -> None:
+    """Its opponent is then the policy that it goes on from, not the model as given."""
+    assert call(command(methods="gsil-logistic", set=[*SETTINGS[:2], "gsil-logistic.starts_from=sft"])) == 0
+    assert "self-generate from sft, seed 0, seed 0" in executed
+    assert "self-generate from the start, seed 0" not in executed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"set": ["gsil-logistic.starts_from=sftt"]}, "unknown method 'sftt'"),
+        ({"set": ["gsil-logistic.starts_from=start"]}, "gsil-logistic.starts_from=start: start does not train"),
+        (
+            {"set": ["gsil-logistic.starts_from=airl-reverse-kl"]},
+            "gsil-logistic.starts_from=airl-reverse-kl: airl-reverse-kl starts from sft itself",
+        ),
+        (
+            {"methods": "sft,airl-reverse-kl", "processes": 2},
+            "--processes: airl-reverse-kl samples from the policy that it trains, in one process only; leave it out",
+        ),
+    ],
+)
+def test_starting_points_that_cannot_be(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], changes: dict[str, object], message: str
+) -> None:
+    code, _, error = call_quietly(command(**changes), capsys)
+    assert code == 2
+    assert message in " ".join(error.split())
