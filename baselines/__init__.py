@@ -24,5 +24,9 @@ METHODS: dict[str, str] = {
     "gail-js": "baselines.adversarial:GAIL",
     "airl-reverse-kl-tokens": "baselines.adversarial:AIRL_TOKENS",
     "gail-js-tokens": "baselines.adversarial:GAIL_TOKENS",
+    "afd-init-sft": "baselines.afd:INIT_SFT",
+    "afd-sft-demo": "baselines.afd:SFT_DEMO",
+    "afd-init-demo": "baselines.afd:INIT_DEMO",
+    "afd-closed-form": "baselines.afd:CLOSED_FORM",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
