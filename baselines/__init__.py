@@ -28,5 +28,6 @@ METHODS: dict[str, str] = {
     "afd-sft-demo": "baselines.afd:SFT_DEMO",
     "afd-init-demo": "baselines.afd:INIT_DEMO",
     "afd-closed-form": "baselines.afd:CLOSED_FORM",
+    "dense-path-reinforce": "baselines.dense_path:DENSE_PATH",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
