@@ -29,5 +29,6 @@ METHODS: dict[str, str] = {
     "afd-init-demo": "baselines.afd:INIT_DEMO",
     "afd-closed-form": "baselines.afd:CLOSED_FORM",
     "dense-path-reinforce": "baselines.dense_path:DENSE_PATH",
+    "rlsr": "baselines.rlsr:RLSR",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
