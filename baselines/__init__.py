@@ -30,5 +30,6 @@ METHODS: dict[str, str] = {
     "afd-closed-form": "baselines.afd:CLOSED_FORM",
     "dense-path-reinforce": "baselines.dense_path:DENSE_PATH",
     "rlsr": "baselines.rlsr:RLSR",
+    "rft": "baselines.rft:RFT",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
