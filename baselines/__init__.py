@@ -24,6 +24,8 @@ METHODS: dict[str, str] = {
     "gail-js": "baselines.adversarial:GAIL",
     "airl-reverse-kl-tokens": "baselines.adversarial:AIRL_TOKENS",
     "gail-js-tokens": "baselines.adversarial:GAIL_TOKENS",
+    "last-mile-rl": "baselines.last_mile_rl:LAST_MILE_RL",
+    "last-mile-rloo": "baselines.last_mile_rl:LAST_MILE_RLOO",
     "afd-init-sft": "baselines.afd:INIT_SFT",
     "afd-sft-demo": "baselines.afd:SFT_DEMO",
     "afd-init-demo": "baselines.afd:INIT_DEMO",
