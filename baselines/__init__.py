@@ -33,5 +33,6 @@ METHODS: dict[str, str] = {
     "dense-path-reinforce": "baselines.dense_path:DENSE_PATH",
     "rlsr": "baselines.rlsr:RLSR",
     "rft": "baselines.rft:RFT",
+    "irft": "baselines.irft:IRFT",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
