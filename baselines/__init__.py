@@ -34,5 +34,6 @@ METHODS: dict[str, str] = {
     "rlsr": "baselines.rlsr:RLSR",
     "rft": "baselines.rft:RFT",
     "irft": "baselines.irft:IRFT",
+    "t-spin": "baselines.tspin:T_SPIN",
 }
 """Name → "module:ATTRIBUTE" of its Method."""
