@@ -188,7 +188,7 @@ def read_inputs(config: Config) -> Inputs:
         notes += ("answers are a served model's; no held-out loss: its log-probs are not asked for",)
     bases = {method.name: base_of(method, config) for method in methods if method.starts_from}
     if config.processes > 1:
-        _check_alone(methods)
+        _check_alone([*methods, *bases.values()])
     inputs = Inputs(
         config, model, demonstrations, tasks, methods, data_dir, engine, notes, _judge(config), bases, _learned(config)
     )

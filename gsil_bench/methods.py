@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from gsil_bench.errors import UserError, unknown_name
 from gsil_bench.source import source_sha256
-from gsil_bench.training.config import TrainConfig, as_type_of
+from gsil_bench.training.config import LOSS_FIELDS, TrainConfig, as_type_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -486,7 +486,7 @@ def with_settings(method: Method, changes: Mapping[str, Any]) -> Method:
 
 CRITIC = "critic_"
 """Before the name of a critic's setting."""
-CRITIC_TRAINING = ("learning_rate", "epochs", "batch_size", "lora_rank", "lora_alpha", "weight_decay")
+CRITIC_TRAINING = ("learning_rate", "batch_size", "lora_rank", "lora_alpha", "weight_decay")
 """Training settings of a critic that can be changed from outside."""
 
 
@@ -504,7 +504,8 @@ def setting_groups(method: Method) -> dict[str, dict[str, Any]]:
     groups["rollouts"] = {key: getattr(method.rollouts, key) for key in ROLLOUT_SETTINGS}
     if critic := method.rollouts.critic:
         config = TrainConfig.of(critic.training, where=f"{method.name}.critic")
-        known = {**{key: getattr(config, key) for key in CRITIC_TRAINING}, "updates": critic.updates, **critic.settings}
+        own = {"updates": critic.updates} if critic.alongside else {"epochs": config.epochs}
+        known = {**{key: getattr(config, key) for key in CRITIC_TRAINING}, **own, **critic.settings}
         groups["critic"] = {CRITIC + key: value for key, value in known.items()}
     return groups
 
@@ -582,6 +583,21 @@ def _check_rollouts(method: Method, rollouts: Rollouts) -> None:
     for key, fine, wanted in choices:
         if not fine:
             raise UserError(f"{method.name}.{key}={getattr(rollouts, key)}: must be {wanted}")
+    if bad := rollouts.needs - set(get_args(RewardNeed)):
+        raise unknown_name(f"value in rollouts' needs of {what}", min(bad), get_args(RewardNeed))
+    if rollouts.critic is not None:
+        sides = {"positives": ("demonstrations", "policy"), "negatives": ("policy", "initial", "failures")}
+        for side, known in sides.items():
+            if getattr(rollouts.critic, side) not in known:
+                raise unknown_name(f"{side} of the critic of {what}", getattr(rollouts.critic, side), known)
+    config = TrainConfig.of(method.training, where=method.name)
+    for key in LOSS_FIELDS:
+        if getattr(config, key) != TrainConfig.defaults()[key]:
+            raise UserError(
+                f"{method.name}.{key}={getattr(config, key):g}: must be {TrainConfig.defaults()[key]:g}, it samples itself"
+            )
+    if not method.starts_from and _compares_start_with_initial(rollouts):
+        raise UserError(f"{method.name}.starts_from=: its reward compares where it starts with the model as given, name a method")
     if rollouts.baseline in ("leave-one-out", "group") and samples < 2:
         raise UserError(f"{method.name}.samples={samples}: baseline={rollouts.baseline} compares samples of a prompt: 2 at least")
     if method.protocol.temperature != 1:
@@ -594,9 +610,9 @@ def _check_rollouts(method: Method, rollouts: Rollouts) -> None:
         )
     if ("scores" in rollouts.needs) != (rollouts.critic is not None):
         raise UserError(f"{what}: a reward that needs scores needs a critic, and a critic a reward that reads its scores")
-    _check_function(rollouts.reward, rollouts.settings, what)
+    _check_function(rollouts.reward, rollouts.settings, what, "reward")
     if critic := rollouts.critic:
-        _check_function(critic.loss, critic.settings, what)
+        _check_function(critic.loss, critic.settings, what, "critic's loss")
         TrainConfig.of(critic.training, where=f"{method.name}.critic")
         if critic.updates < 1:
             raise UserError(f"{method.name}.critic_updates={critic.updates}: must be at least 1")
@@ -626,6 +642,13 @@ def _check_arithmetic(method: Method) -> None:
             continue
 
 
+def _compares_start_with_initial(rollouts: Rollouts) -> bool:
+    """Whether a reward says nothing where a method starts from the model as given."""
+    critic = rollouts.critic
+    told = critic is not None and not critic.alongside and (critic.positives, critic.negatives) == ("policy", "initial")
+    return told or "initial" in rollouts.needs
+
+
 def _check_record(method: Method) -> None:
     """What a record of the user's own may get wrong: fields of the wrong kind, or a loss that no artefact could be named by."""
     loss, what = method.loss, f"method {method.name!r}"
@@ -642,21 +665,21 @@ def _check_record(method: Method) -> None:
         raise UserError(f"{what}: 'first' in needs goes with 'generated', and not with 'preferences'")
     if loss is None:
         return
-    _check_function(loss, method.settings, what)
+    _check_function(loss, method.settings, what, "loss")
     names = [key for group in setting_groups(method).values() for key in group]
     taken = {key for key in names if names.count(key) > 1}
     if taken:
         raise UserError(f"{what}: its setting {min(taken)!r} has the name of a field of the protocol or of the training")
 
 
-def _check_function(function: Any, settings: Mapping[str, Any], what: str) -> None:
+def _check_function(function: Any, settings: Mapping[str, Any], what: str, role: str) -> None:
     """A loss or reward must be nameable, and its settings its keywords."""
     if not inspect.isfunction(function) or function.__closure__ or not function.__qualname__.isidentifier():
         # A partial, a lambda or a closure looks the same whatever it holds: two losses would share one checkpoint.
         raise UserError(
-            f"{what}: its loss must be a function defined at the top of a module; what it varies belongs into settings"
+            f"{what}: its {role} must be a function defined at the top of a module; what it varies belongs into settings"
         )
     try:
         inspect.signature(function).bind(None, **settings)
     except TypeError as error:
-        raise UserError(f"{what}: its settings do not fit its loss: {error}") from error
+        raise UserError(f"{what}: its settings do not fit its {role}: {error}") from error

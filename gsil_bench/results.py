@@ -153,6 +153,7 @@ def _provenance(cell: Cell, inputs: Inputs, scores: Artefact, made: Mapping[str,
     trained = [
         {
             "weights_sha256": artefact.content,
+            "stage": artefact.folder.name,
             **{key: artefact.facts.get(key) for key in ("step_zero", "audit", "layout", "mfu", *DISPLACEMENTS)},
             "noise_floor": artefact.facts["noise_floor"],
             **_reward_model(stage, made),

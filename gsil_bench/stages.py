@@ -258,7 +258,7 @@ def train_round(
             facts = run_round(job, work.folder, Surroundings(resources.advance, track=track))
     content = checkpoint.save_tokenizer(model.chat.tokenizer, work.folder)
     warnings = [*facts.pop("notes"), *_left_out(too_long, config), *_shortcuts_of_rejected(work)]
-    warnings += facts.pop("sampling_warnings", [])
+    warnings += [*facts.pop("sampling_warnings", []), *_larger_than_budget(trees, method, config)]
     left_out = f"{len(too_long)}, {digest([tree.id for tree in too_long])[:8]}" if too_long else "none"
     more = {"too_long": len(too_long), "left_out": left_out, "noise_floor": start_floor, "audit": audit, "warnings": warnings}
     return Produced({**facts, **more}, content, temporary=(STATE, *TEMPORARY))
@@ -280,7 +280,7 @@ def train_reward_model(work: Workspace, method: Method, seed: int, steps: int, b
     content = digest([checkpoint.save_tokenizer(model.chat.tokenizer, work.folder), file_sha256(work.folder / HEAD_FILE)])
     critic = load_critic(work.folder, model.device, model.dtype, model.autocast)
     told = told_apart(critic, kept)
-    warnings = [*facts.pop("notes"), *unclear(told, method.name)]
+    warnings = [*facts.pop("notes"), *unclear(told)]
     counts = {"classes": counts_of(contrasts), "missing": missing_of(contrasts), "held_out_contrasts": len(kept)}
     more = {"auc": told, **counts, "warnings": warnings}
     return Produced({**facts, **more}, content, temporary=(STATE, *TEMPORARY))
@@ -292,7 +292,8 @@ def contrasts_of(work: Workspace, critic: Critic, seed: int, limit: int, part: s
     items, encoded = inputs.demonstrations.train[part], inputs.demonstrations.train_encoded[part]
     sampled = {side: generated_sequences(inputs, needs[side]) for side in ("positives", "negatives") if side in needs}
     if critic.negatives == "failures":
-        return against_failures(items, encoded, sampled["negatives"], inputs.model.chat, seed, limit)
+        length = inputs.model.context_length
+        return against_failures(items, encoded, sampled["negatives"], inputs.model.chat, seed, limit, length)
     positives = sampled.get("positives", encoded)
     return against_samples([item.id for item in items], positives, sampled["negatives"], critic.negatives)
 
@@ -305,6 +306,19 @@ def company(work: Workspace, method: Method) -> Company | None:
     served = work.resources.served(needs["policy"])
     initial, critic = (needs[name].folder if name in needs else None for name in ("initial", "critic"))
     return Company(inputs.engine, served, needs["reference_policy"].folder, initial, critic)
+
+
+def _larger_than_budget(trees: Sequence[Tree], method: Method, config: TrainConfig) -> list[str]:
+    """A prompt with its samples is one forward pass, whatever the budget is: what a user who set it should know."""
+    if method.rollouts is None:
+        return []
+    most = max(len(tree.prompt_ids) for tree in trees) + method.protocol.samples * method.protocol.max_new_tokens
+    if most <= config.micro_batch_tokens:
+        return []
+    return [
+        f"a prompt with its samples may take {most} positions of a forward pass, more than "
+        f"micro_batch_tokens={config.micro_batch_tokens}"
+    ]
 
 
 def _left_out(too_long: Sequence[Tree], config: TrainConfig) -> list[str]:

@@ -562,6 +562,10 @@ def test_any_method_can_go_on_from_another(command: Callable[..., list[str]], tm
             "gsil-logistic.starts_from=airl-reverse-kl: airl-reverse-kl starts from sft itself",
         ),
         (
+            {"set": ["gsil-logistic.starts_from=last-mile-rl"], "processes": 2},
+            "gsil-logistic.starts_from=last-mile-rl: last-mile-rl starts from sft itself",
+        ),
+        (
             {"methods": "sft,airl-reverse-kl", "processes": 2},
             "--processes: airl-reverse-kl samples from the policy that it trains, in one process only; leave it out",
         ),

@@ -42,7 +42,7 @@ def made(
     """Contrasts whose demonstrations all have samples of the same texts."""
     encoded = [encode(chat, item.answer, item) for item in items]
     drawn = [encode(chat, text, item) for item in items for text in samples]
-    return against_failures(items, encoded, drawn, chat, seed, limit)
+    return against_failures(items, encoded, drawn, chat, seed, limit, 512)
 
 
 def answers(contrast: Contrast) -> dict[str, tuple[int, ...]]:
@@ -120,8 +120,16 @@ def test_own_samples_are_negatives_if_they_fail_a_rule(chat: ChatFormat, samples
 def test_a_sample_without_end_token_fails_however_good_its_text(chat: ChatFormat) -> None:
     good, fine = encode(chat, GOOD), encode(chat, FINE)
     cut = Encoded(fine.prompt_ids, fine.completion_ids[:-1])
-    (contrast,) = against_failures([FIRST], [good], [fine, cut], chat, 0, LIMIT)
+    (contrast,) = against_failures([FIRST], [good], [fine, cut], chat, 0, LIMIT, 512)
     assert answers(contrast)[OWN] == cut.completion_ids
+
+
+def test_no_failure_goes_beyond_the_context(chat: ChatFormat) -> None:
+    """Six tokens after the prompt: every failure is cut there."""
+    good, fine = encode(chat, GOOD), encode(chat, FINE)
+    (contrast,) = against_failures([FIRST], [good], [fine], chat, 0, LIMIT, len(good.prompt_ids) + 6)
+    lengths = {name: len(ids) for name, ids in answers(contrast).items()}
+    assert max(lengths.values()) == 6 and lengths["run-on"] == 6
 
 
 def test_a_sample_that_is_the_demonstration_is_no_negative(chat: ChatFormat) -> None:
@@ -133,7 +141,7 @@ def test_a_sample_that_is_the_demonstration_is_no_negative(chat: ChatFormat) -> 
 def test_samples_are_read_demonstration_by_demonstration(chat: ChatFormat) -> None:
     good = [encode(chat, item.answer, item) for item in (FIRST, OTHER)]
     drawn = [encode(chat, FINE), encode(chat, FINE), encode(chat, FINE, OTHER), encode(chat, "Eva is", OTHER)]
-    one, two = against_failures([FIRST, OTHER], good, drawn, chat, 0, LIMIT)
+    one, two = against_failures([FIRST, OTHER], good, drawn, chat, 0, LIMIT, 512)
     assert OWN not in one.classes
     assert answers(two)[OWN] == encode(chat, "Eva is", OTHER).completion_ids
 
@@ -193,6 +201,7 @@ def test_a_prompt_is_trained_on_or_kept_back_as_a_whole() -> None:
 
 
 def test_classes_that_are_not_told_apart_are_named() -> None:
-    assert unclear({"empty": 1.0, "copied": 0.6, "all": 0.1}, "m") == []
-    (warning,) = unclear({"empty": 0.99, "shuffled": 0.59, "own": math.nan, "all": 0.7}, "m")
+    assert unclear({"empty": 1.0, "copied": 0.6, "all": 0.1}) == []
+    assert unclear({}) == ["fewer than 10 prompts: none was kept back to see what the reward model tells apart"]
+    (warning,) = unclear({"empty": 0.99, "shuffled": 0.59, "own": math.nan, "all": 0.7})
     assert warning.endswith("(AUC): shuffled (0.59), own (nan)")

@@ -250,6 +250,18 @@ def test_samples_are_those_of_the_engine_at_their_step(tiny_model: Path, critic_
                 assert branch.of_tokens["reference_logps"] == pytest.approx(drawn[n].logps, abs=1e-4)
 
 
+def test_demonstrations_of_one_prompt_are_sampled_apart(tiny_model: Path, critic_folder: Path, tmp_path: Path) -> None:
+    """Two demonstrations of a prompt in one batch: eight samples that are drawn with eight seeds, not four of them twice."""
+    method = small("airl-reverse-kl")
+    one, *others = demonstrations(tiny_model)
+    trees = [one, dataclasses.replace(one, id="twin"), *others]
+    steps = schedule(method, tiny_model, critic_folder, tmp_path, 1).steps
+    assert isinstance(steps, rollouts.OnPolicySteps)
+    requests = steps._requests(trees[:3], 0)
+    assert len({request.seed for request in requests}) == len(requests) == 12
+    assert [request.prompt_ids for request in requests[:8]] == [one.prompt_ids] * 8
+
+
 def test_steps_share_samples_as_often_as_updates_says(tiny_model: Path, critic_folder: Path, tmp_path: Path) -> None:
     method = small("airl-reverse-kl", updates=2)
     steps = schedule(method, tiny_model, critic_folder, tmp_path, 5).steps
@@ -324,12 +336,77 @@ def test_an_engine_that_computes_another_policy_is_found(
         ("critic_updates", 0, "at least 1"),
         ("critic_learning_rat", 1, "did you mean 'critic_learning_rate'"),
         ("start_share", 1, "between 0 and 1"),
+        ("likelihood_temperature", 0.5, "must be 1, it samples itself"),
+        ("embedding_noise", 5, "must be 0, it samples itself"),
+        ("clip", -1, "clip must be above 0"),
+        ("critic_epochs", 3, "unknown setting"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(key: str, value: object, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         with_settings(load_method("airl-reverse-kl"), {key: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["afd-closed-form", "afd-init-sft", "dense-path-reinforce"])
+def test_a_reward_that_compares_the_start_with_itself_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="its reward compares where it starts with the model as given"):
+        with_settings(load_method(name), {"starts_from": ""})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positives": "samples"}, "positives of the critic of method 'mine' 'samples'"),
+        ({"negatives": "demonstrations"}, "negatives of the critic of method 'mine' 'demonstrations'"),
+    ],
+)
+def test_a_critic_of_ones_own_that_cannot_be(changes: dict[str, str], message: str) -> None:
+    given = load_method("afd-sft-demo")
+    assert given.rollouts is not None and given.rollouts.critic is not None
+    critic = dataclasses.replace(given.rollouts.critic, **changes)  # type: ignore[arg-type]
+    mine = dataclasses.replace(given, name="mine", rollouts=dataclasses.replace(given.rollouts, critic=critic))
+    with pytest.raises(UserError, match=message):
+        with_settings(mine, {"kl": 0.1})
+    misspelt = dataclasses.replace(given.rollouts, needs=frozenset({"scores", "similarities"}))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="did you mean 'similarity'"):
+        with_settings(dataclasses.replace(mine, rollouts=misspelt), {"kl": 0.1})
+
+
+def _first_token(samples: TokenLogProbs) -> Tensor:
+    return samples.ids.double()
+
+
+def _a_list(samples: TokenLogProbs) -> list[float]:
+    return [0.0]
+
+
+def test_a_reward_may_read_the_tokens(tiny_model: Path, critic_folder: Path, tmp_path: Path) -> None:
+    given = small("dense-path-reinforce", baseline="none", kl=0, discount=1)
+    assert given.rollouts is not None
+    method = dataclasses.replace(given, rollouts=dataclasses.replace(given.rollouts, reward=_first_token, settings={}))
+    steps = schedule(method, tiny_model, critic_folder, tmp_path, 1).steps
+    assert isinstance(steps, rollouts.OnPolicySteps)
+    with Policy(checkpoint.load_model(tiny_model)) as policy:
+        (trees,) = steps.follow(policy, 0)
+    for branch in (branch for tree in trees for branch in tree.generated):
+        assert branch.of_tokens["advantages"][-1] == branch.completion_ids[-1]
+        assert branch.of_tokens["advantages"][0] == sum(branch.completion_ids)
+    wrong = dataclasses.replace(given, rollouts=dataclasses.replace(given.rollouts, reward=_a_list, settings={}))
+    with pytest.raises(TrainingError, match=r"the reward returned list for \d+ tokens, not a number for each"):
+        loop.train(checkpoint.load_model(tiny_model), wrong, schedule(wrong, tiny_model, critic_folder, tmp_path, 1), tmp_path)
+
+
+def _likelihood(pair: PairLogProbs) -> Tensor:
+    return -pair.policy_real_logps
+
+
+def test_a_loss_that_reads_demonstrations_is_told_that_there_are_none(
+    tiny_model: Path, critic_folder: Path, tmp_path: Path
+) -> None:
+    method = dataclasses.replace(small("rlsr"), loss=_likelihood, settings={})
+    with pytest.raises(TrainingError, match="is something missing"):
+        loop.train(checkpoint.load_model(tiny_model), method, schedule(method, tiny_model, critic_folder, tmp_path, 1), tmp_path)
 
 
 def test_settings_reach_rollouts_reward_and_critic() -> None:

@@ -14,7 +14,7 @@ from test_tables import result
 
 from gsil_bench import cli, compare
 from gsil_bench.records import CellResult
-from gsil_bench.reporting import on_policy, page
+from gsil_bench.reporting import on_policy, page, run_data
 from gsil_bench.reporting.comparison import Column, Comparison
 from gsil_bench.reporting.on_policy import Scored, Told, Trace, hint, sentence, told_apart, traces
 from gsil_bench.reporting.run_data import Curve, RunData, collect
@@ -299,3 +299,18 @@ def test_report_keeps_it_as_data(run_folder: Path, tmp_path: Path) -> None:
     assert kept["critics"][2]["against"] == "policy"
     assert (tmp_path / "plots" / "reward-mini-gsm8k.png").exists()
     assert on_policy.record(found, [])["critics"] == []
+
+
+def test_trainings_that_made_the_same_weights_keep_their_own_metrics(tmp_path: Path) -> None:
+    """Two folders with one digest: a result that names its own is drawn from it, an old one from the first."""
+    for number, name in enumerate(("aaa", "bbb")):
+        folder = tmp_path / "store" / "training" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"content": "same"}))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": float(number)}) + "\n")
+    rows = []
+    named: dict[str, dict[str, str]] = {"one": {"stage": "aaa"}, "two": {"stage": "bbb"}, "old": {}}
+    for method, stage in named.items():
+        rows.append(result(method, [1.0], provenance={"rounds": [{"weights_sha256": "same", **stage}]}))
+    drawn = {curve.method: curve.rows[0]["reward"] for curve in run_data._curves(tmp_path, rows, [])}
+    assert drawn == {"one": 0.0, "two": 1.0, "old": 0.0}

@@ -51,6 +51,8 @@ def _method_line(method: Method) -> str:
     parts = [f"{key}={value:g}" for key, value in method.settings.items()]
     if method.starts_from:
         parts.append(f"starts from {method.starts_from}, which gets {method.start_share:.0%} of the epochs")
+    elif method.rollouts is not None:
+        parts.append("starts from the model as given")
     if method.rollouts is not None:
         parts += _rollout_parts(method, method.rollouts)
     elif "generated" in method.needs and method.batches == "pairs":

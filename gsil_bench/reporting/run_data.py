@@ -197,7 +197,7 @@ def _configuration(run: Path) -> str:
 
 
 def _curves(run: Path, results: Sequence[CellResult], remarks: list[str]) -> Iterator[Curve]:
-    """The metrics of every training run, found by the digests of its weights. A row that shows a run before its end has none of
+    """The metrics of every training run. A row that shows a run before its end has none of
     its own where the whole run has a row: they are the beginning of that one's.
     """
     folders = _training_folders(run)
@@ -212,11 +212,12 @@ def _curves(run: Path, results: Sequence[CellResult], remarks: list[str]) -> Ite
         rounds = weights_of(result)
         if (method_of(result), seed, rounds) in longer:
             continue
-        missing = [weights for weights in rounds if weights not in folders]
-        if missing:
+        found = [folders.get(str(each.get("stage")), folders.get(str(each["weights_sha256"]))) for each in _rounds_of(result)]
+        there = [folder for folder in found if folder is not None]
+        if len(there) < len(found):
             remarks.append(f"no training curves of {method}, seed {seed}: its training is no longer in the store")
-        elif rounds:
-            yield _curve(method, seed, [list(read_jsonl(folders[weights] / METRICS)) for weights in rounds])
+        elif found:
+            yield _curve(method, seed, [list(read_jsonl(folder / METRICS)) for folder in there])
 
 
 def _curve(method: str, seed: int, rounds: Sequence[Sequence[Mapping[str, float]]]) -> Curve:
@@ -232,7 +233,12 @@ def _curve(method: str, seed: int, rounds: Sequence[Sequence[Mapping[str, float]
 
 def weights_of(result: CellResult) -> tuple[str, ...]:
     """Digests of the weights after each round, those of a method that it starts from first; () of an untrained model."""
-    return tuple(str(each["weights_sha256"]) for each in result.provenance.get("rounds", ()))
+    return tuple(str(each["weights_sha256"]) for each in _rounds_of(result))
+
+
+def _rounds_of(result: CellResult) -> Sequence[Mapping[str, Any]]:
+    rounds: Sequence[Mapping[str, Any]] = result.provenance.get("rounds", ())
+    return rounds
 
 
 def method_of(result: CellResult) -> str:
@@ -241,10 +247,14 @@ def method_of(result: CellResult) -> str:
 
 
 def _training_folders(run: Path) -> dict[str, Path]:
-    """Digest of the weights → folder of the training that made them."""
+    """Name of the training's folder → folder; also by the digest of the weights that it made, for results that do not name it.
+
+    Two trainings may make the same weights, where one of them had nothing to learn from.
+    """
     found: dict[str, Path] = {}
     for manifest in sorted((run / "store" / "training").glob(f"*/{MANIFEST}")):
         if (manifest.parent / METRICS).exists():
+            found[manifest.parent.name] = manifest.parent
             found.setdefault(str(json.loads(manifest.read_text(encoding="utf-8"))["content"]), manifest.parent)
     return found
 

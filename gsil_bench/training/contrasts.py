@@ -73,6 +73,7 @@ def against_failures(
     chat: ChatFormat,
     seed: int,
     limit: int,
+    context_length: int,
 ) -> list[Contrast]:
     """Demonstrations against one answer of every class: those that fail in a known way, and a sample that fails a rule ("own").
 
@@ -86,12 +87,14 @@ def against_failures(
         chat: how answers become tokens.
         seed: of the draws, with the demonstration.
         limit: tokens at which the policy is cut, so no failure is longer: what is cut there loses its end token.
+        context_length: tokens of prompt and answer together, which no failure exceeds either.
     """
     k, contrasts = len(samples) // len(demonstrations), []
     for number, (item, good) in enumerate(zip(demonstrations, encoded, strict=True)):
         made = failures(item.answer, _asked(item), _others(demonstrations, number, seed), seed)
+        room = min(limit, context_length - len(good.prompt_ids))
         own = _failing(samples[number * k : (number + 1) * k], good, item, chat)
-        low = {**_tokens_of(made, item, chat, limit), **({OWN: own} if own is not None else {})}
+        low = {**_tokens_of(made, item, chat, room), **({OWN: own} if own is not None else {})}
         tree = Tree(item.id, good.prompt_ids, Branch(good.completion_ids), tuple(Branch(ids) for ids in low.values()))
         contrasts.append(Contrast(tree, tuple(low), tuple(name for name in (*made, OWN) if name not in low)))
     return contrasts
@@ -166,7 +169,9 @@ def missing_of(contrasts: Sequence[Contrast]) -> dict[str, int]:
     return dict(Counter(name for contrast in contrasts for name in contrast.missing))
 
 
-def unclear(aucs: dict[str, float], method: str) -> list[str]:
-    """Warnings of classes that the reward model does not tell from the positives."""
+def unclear(aucs: dict[str, float]) -> list[str]:
+    """Warnings of classes that the reward model does not tell from the positives, or that nothing was kept back to tell."""
+    if not aucs:
+        return [f"fewer than {KEPT} prompts: none was kept back to see what the reward model tells apart"]
     names = [f"{name} ({value:.2f})" for name, value in aucs.items() if name != "all" and not value >= UNCLEAR]
-    return [f"{method}: the reward model does not tell these from good answers (AUC): {', '.join(names)}"] if names else []
+    return [f"the reward model does not tell these from good answers (AUC): {', '.join(names)}"] if names else []

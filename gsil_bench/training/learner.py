@@ -185,8 +185,6 @@ class Learner:
         sums = metrics.step_sums(pair, weights, losses, shadows)
         totals = self.team.total(torch.stack(list(sums.values()))).unbind()
         means = {name: total / count for name, total in zip(sums, totals, strict=True)}
-        if not real_tokens:  # samples alone: there is no demonstration in the step
-            means["real_logps"] = torch.full_like(means["real_logps"], math.nan)
         nll = -means["real_logps"] * count / max(1, real_tokens)
         return {**means, "loss": means["loss"] * count / normaliser, "real_nll_per_token": nll}
 

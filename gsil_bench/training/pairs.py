@@ -84,6 +84,8 @@ def pair_logps(
     here = functools.partial(to_device, device=sums.device)
     table = torch.stack((sums, here(torch.tensor(known)), here(torch.tensor(lengths, dtype=sums.dtype))))  # (3, branches)
     real = table.index_select(1, here(torch.tensor([real for real, _ in pairs])))  # (3, pairs)
+    # A prompt with samples alone has no demonstration: no loss may use it.
+    real = torch.cat((real[:2].masked_fill(real[2] == 0, math.nan), real[2:]))
     others = [other for _, other in pairs if other is not None]
     if len(others) not in (0, len(pairs)):
         raise ValueError("either every tree of a step has a self-generation or none")

@@ -36,6 +36,8 @@ from gsil_bench.methods import PairLogProbs, Rollouts, TokenLogProbs
 
 def clipped_policy_gradient(pair: PairLogProbs, clip: float) -> Tensor:
     """−Σ_t min(ρ_t A_t, clip(ρ_t, 1 ± clip) A_t) over a sample's tokens, ρ = π / π_sampling, (pairs,)."""
+    if not clip > 0:
+        raise ValueError("clip must be above 0")
     tokens = pair.generated
     ratio = (tokens.logps - tokens.sampled_logps).exp()  # (tokens,)
     gain = torch.minimum(ratio * tokens.advantages, ratio.clamp(1 - clip, 1 + clip) * tokens.advantages)

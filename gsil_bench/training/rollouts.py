@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ class OnPolicySteps:
         samplings = int(self._facts["samplings"])
         warnings = []
         if self._facts["equal_rewards"] == samplings:
-            warnings.append("every prompt's samples had equal rewards at every sampling: nothing was learned from them")
+            first = "; a discriminator's first scores are 0, so more steps are needed" if learner and samplings == 1 else ""
+            warnings.append(f"every prompt's samples had equal rewards at every sampling: nothing was learned from them{first}")
         if self._facts["certain"] > samplings / 2:
             warnings.append(
                 f"the discriminator told samples from demonstrations without error at {int(self._facts['certain'])} "
@@ -153,8 +155,7 @@ class OnPolicySteps:
     def _sample(self, policy: Policy, prompts: Sequence[Tree], step: int) -> tuple[list[Tree], dict[str, float]]:
         """Samples of the policy with their advantages, and what there is to say about them."""
         k = self.method.protocol.samples
-        sampling = Sampling(self.method.protocol.max_new_tokens, 1.0, seed=self._seed + step)
-        requests = [Request(tree.prompt_ids, sampling, sample, logps=True) for tree in prompts for sample in range(k)]
+        requests = self._requests(prompts, step)
         began = time.monotonic()
         with policy.lent() as model:
             completions = self._sampler.complete(model, requests)
@@ -185,6 +186,17 @@ class OnPolicySteps:
         }  # fmt: skip
         return self._with_numbers(trees, given), {**line, **self._rewards_line(rewards, samples)}
 
+    def _requests(self, prompts: Sequence[Tree], step: int) -> list[Request]:
+        """Samples of each prompt; one that several demonstrations of the batch share gets other ones for each."""
+        k = self.method.protocol.samples
+        sampling = Sampling(self.method.protocol.max_new_tokens, 1.0, seed=self._seed + step)
+        drawn: Counter[tuple[int, ...]] = Counter()
+        requests = []
+        for prompt in (tree.prompt_ids for tree in prompts):
+            requests += [Request(prompt, sampling, drawn[prompt] + sample, logps=True) for sample in range(k)]
+            drawn[prompt] += k
+        return requests
+
     def _look(
         self, policy: Policy, trees: Sequence[Tree], completions: Sequence[Completion], step: int
     ) -> tuple[TokenLogProbs, dict[str, float]]:
@@ -193,7 +205,8 @@ class OnPolicySteps:
         logps, values = _numbers(policy, sampled, "values" in self.method.needs)
         engine = torch.tensor([number for completion in completions for number in completion.logps or ()])
         samples = _view([len(completion.tokens) for completion in completions], logps)
-        more: dict[str, Tensor] = {"sampled_logps": logps, "values": values}
+        ids = torch.tensor([token for completion in completions for token in completion.tokens])
+        more: dict[str, Tensor] = {"ids": ids, "sampled_logps": logps, "values": values}
         gap = float(samples.sum(engine - logps).abs().max()) if len(engine) == len(logps) else math.nan
         self._check_gap(gap, step)
         judges, line = self._judges, {"sampling_gap": gap}
@@ -263,12 +276,17 @@ class OnPolicySteps:
 
     def _check_rewards(self, rewards: Tensor, samples: TokenLogProbs, prompts: Sequence[Tree], step: int) -> None:
         k = self.method.protocol.samples
-        if rewards.shape != samples.logps.shape:
-            raise TrainingError(f"the reward returned shape {tuple(rewards.shape)} for {len(samples.logps)} tokens")
+        if not isinstance(rewards, Tensor) or rewards.shape != samples.logps.shape or not rewards.is_floating_point():
+            said = f"shape {tuple(rewards.shape)}, {rewards.dtype}" if isinstance(rewards, Tensor) else type(rewards).__name__
+            raise TrainingError(f"the reward returned {said} for {len(samples.logps)} tokens, not a number for each")
         bad = samples.pair[~rewards.isfinite()].tolist()
         if bad:
             named = ", ".join(dict.fromkeys(prompts[sample // k].id for sample in bad[:5]))
-            raise TrainingError(f"step {step + 1}: the reward is not finite for {len(set(bad))} samples (demonstrations {named})")
+            needs = ", ".join(sorted(self.rollouts.needs)) or "nothing"
+            why = f"; it declares that it needs {needs}: is something missing?" if len(set(bad)) == samples.pairs else ""
+            raise TrainingError(
+                f"step {step + 1}: the reward is not finite for {len(set(bad))} samples (demonstrations {named}){why}"
+            )
         totals = samples.sum(rewards).view(-1, k)
         equal = bool((totals - totals[:, :1]).abs().max() <= 1e-9) if k > 1 else bool((totals - totals[0]).abs().max() <= 1e-9)
         self._facts["equal_rewards"] += equal

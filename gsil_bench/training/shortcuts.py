@@ -91,7 +91,7 @@ class ShortcutAudit:
                 auc = f"AUC {feature.auc:.2f}, 95 % interval {feature.low:.2f} to {feature.high:.2f}"
                 lines.append(
                     f"{name.replace('_', ' ')} alone tells demonstrations from self-generations ({auc}): {feature.direction}; "
-                    "a pairwise loss can fall by learning this and nothing else"
+                    "a loss that sets them against each other, or a critic of them, can do well by this alone"
                 )
         return lines
 
