@@ -416,3 +416,37 @@ def test_settings_reach_rollouts_reward_and_critic() -> None:
     assert changed.rollouts.critic.training["learning_rate"] == 3e-5
     assert changed.rollouts.critic.updates == 2
     assert changed.decides() != load_method("airl-reverse-kl").decides()
+
+
+def test_leaving_the_reference_costs_kl_times_the_log_ratio(tiny_model: Path, critic_folder: Path, tmp_path: Path) -> None:
+    """Another model as reference, no baseline: advantages less those at kl=0 are −kl Σ_{s ≥ t} (log π − log π_ref), kl = ½."""
+    found = {}
+    for kl in (0.0, 0.5):
+        method = small("rlsr", baseline="none", kl=kl)
+        prompts = ShuffledSteps(demonstrations(tiny_model), 4, 1, (1, 0))
+        company = Company(TransformersOptions(), served(tiny_model), critic_folder, critic_folder)
+        with Policy(checkpoint.load_model(tiny_model)) as policy:
+            (trees,) = company.steps(method, prompts, tiny_model, tmp_path, (1, 0)).follow(policy, 0)
+        found[kl] = [branch for tree in trees for branch in tree.generated]
+    for free, held in zip(found[0.0], found[0.5], strict=True):
+        ratios = [
+            one - other for one, other in zip(held.of_tokens["sampled_logps"], held.of_tokens["reference_logps"], strict=True)
+        ]
+        paid = [-0.5 * sum(ratios[start:]) for start in range(len(ratios))]
+        change = [one - other for one, other in zip(held.of_tokens["advantages"], free.of_tokens["advantages"], strict=True)]
+        assert change == pytest.approx(paid, abs=1e-4)
+        assert max(map(abs, paid)) > 1e-3
+
+
+def test_a_value_head_goes_on_where_the_round_before_left_it(tiny_model: Path, critic_folder: Path, tmp_path: Path) -> None:
+    """The first loss of a round whose start has a scalar head is another one than with a head of zeros."""
+    losses = []
+    for start in (None, critic_folder):
+        folder = tmp_path / str(start is None)
+        folder.mkdir()
+        method = small("last-mile-rl")
+        given = schedule(method, tiny_model, critic_folder, folder, 1)
+        given = dataclasses.replace(given, start=start)
+        loop.train(checkpoint.load_model(tiny_model), method, given, folder)
+        losses.append(metrics.read_metrics(folder / metrics.FILE)[0]["loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
