@@ -528,7 +528,7 @@ def budgets(out: Path) -> dict[str, str]:
 def test_a_method_that_goes_on_from_another_has_the_same_budget(
     command: Callable[..., list[str]], tmp_path: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """32 demonstrations, batches of 32, 3 epochs: sft takes 3 steps; of the other's, ⌈1.5⌉ = 2 are sft's and 1 its own."""
+    """36 demonstrations, batches of 32, 3 epochs: ⌈3.4⌉ = 4 steps; of the other one, ⌈1.7⌉ = 2 are sft and 2 its own."""
     changes = [*SETTINGS[2:], *ON_POLICY, "sft.epochs=3", "airl-reverse-kl.epochs=3"]
     words = command(methods="sft,airl-reverse-kl", set=changes)
     code, printed, _ = call_quietly(words, capsys)
@@ -577,3 +577,17 @@ def test_starting_points_that_cannot_be(
     code, _, error = call_quietly(command(**changes), capsys)
     assert code == 2
     assert message in " ".join(error.split())
+
+
+def test_a_reward_model_learns_from_every_contrast_and_is_counted(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    """36 prompts, 2 samples each on both sides: 72 contrasts, 2 epochs in batches of 32 are ⌈4.5⌉ = 5 steps. A setting of `sft` is
+    taken although only the method that starts from it is compared.
+    """
+    changes = ["samples=2", "max_new_tokens=8", "critic_epochs=2", "learning_rate=1e-3"]
+    settings = [*(f"afd-init-sft.{change}" for change in changes), "sft.learning_rate=1e-3"]
+    assert call(command(methods="afd-init-sft", set=settings)) == 0
+    out = tmp_path / "out"
+    (manifest,) = (out / "store" / "reward-model").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["facts"]["steps"] == 5
+    cost = json.loads((out / "results" / "letters" / "afd-init-sft-seed0.json").read_text())["cost"]
+    assert cost["critic_tokens"] > 0 and cost["sampled_tokens"] > 0 and cost["critic_seconds"] >= 0
