@@ -580,8 +580,8 @@ def test_starting_points_that_cannot_be(
 
 
 def test_a_reward_model_learns_from_every_contrast_and_is_counted(command: Callable[..., list[str]], tmp_path: Path) -> None:
-    """36 prompts, 2 samples each on both sides: 72 contrasts, 2 epochs in batches of 32 are ⌈4.5⌉ = 5 steps. A setting of `sft` is
-    taken although only the method that starts from it is compared.
+    """36 prompts, 2 samples each on both sides: 72 contrasts; 2 epochs in batches of 32 are ⌈4.5⌉ = 5 steps. A setting of `sft`
+    is taken although only the method that starts from it is compared.
     """
     changes = ["samples=2", "max_new_tokens=8", "critic_epochs=2", "learning_rate=1e-3"]
     settings = [*(f"afd-init-sft.{change}" for change in changes), "sft.learning_rate=1e-3"]
