@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gsil_bench.methods import Critic, Method, Rollouts, SelfPlay, TokenLogProbs
+from gsil_bench.methods import Answers, Critic, Method, Rollouts, SelfPlay, TokenLogProbs
 from gsil_bench.training.critics import discrimination
 from gsil_bench.training.policy_gradient import clipped_policy_gradient
 
@@ -56,61 +56,34 @@ def closed_form_reward(samples: TokenLogProbs) -> Tensor:
     return samples.at_end(samples.sum(samples.reference_logps - samples.initial_logps))
 
 
-INIT_SFT = Method(
-    name="afd-init-sft",
-    summary="Reward: a classifier's logit, of the fine-tuned policy's samples against the initial model's.",
-    loss=clipped_policy_gradient,
-    settings={"clip": 0.2},
-    needs=frozenset({"tokens"}),
-    protocol=PROTOCOL,
-    rollouts=Rollouts(
-        reward=logit_reward,
-        needs=frozenset({"scores"}),
-        critic=Critic(discrimination, positives="policy", negatives="initial", training=CLASSIFIER),
-    ),
-    starts_from="sft",
-    training={"learning_rate": 1e-6},
-    normalise="generated-tokens",
-    paper=PAPER,
-    formula="max E_π[l(y')] − kl · KL(π ‖ π_SFT), l the logit of samples of π_SFT against those of π_init",
-)
+def _classified(name: str, positives: Answers, negatives: Answers, high: str, low: str, formula: str) -> Method:
+    return Method(
+        name=name,
+        summary=f"Reward: a classifier's logit, of {high} against {low}.",
+        loss=clipped_policy_gradient,
+        settings={"clip": 0.2},
+        needs=frozenset({"tokens"}),
+        protocol=PROTOCOL,
+        rollouts=Rollouts(
+            reward=logit_reward,
+            needs=frozenset({"scores"}),
+            critic=Critic(discrimination, positives=positives, negatives=negatives, training=CLASSIFIER),
+        ),
+        starts_from="sft",
+        training={"learning_rate": 1e-6},
+        normalise="generated-tokens",
+        paper=PAPER,
+        formula=f"max E_π[l(y')] − kl · KL(π ‖ π_SFT), l the logit of {formula}",
+    )
 
-SFT_DEMO = Method(
-    name="afd-sft-demo",
-    summary="Reward: a classifier's logit, of demonstrations against the fine-tuned policy's samples.",
-    loss=clipped_policy_gradient,
-    settings={"clip": 0.2},
-    needs=frozenset({"tokens"}),
-    protocol=PROTOCOL,
-    rollouts=Rollouts(
-        reward=logit_reward,
-        needs=frozenset({"scores"}),
-        critic=Critic(discrimination, positives="demonstrations", negatives="policy", training=CLASSIFIER),
-    ),
-    starts_from="sft",
-    training={"learning_rate": 1e-6},
-    normalise="generated-tokens",
-    paper=PAPER,
-    formula="max E_π[l(y')] − kl · KL(π ‖ π_SFT), l the logit of demonstrations against samples of π_SFT",
-)
 
-INIT_DEMO = Method(
-    name="afd-init-demo",
-    summary="Reward: a classifier's logit, of demonstrations against the initial model's samples.",
-    loss=clipped_policy_gradient,
-    settings={"clip": 0.2},
-    needs=frozenset({"tokens"}),
-    protocol=PROTOCOL,
-    rollouts=Rollouts(
-        reward=logit_reward,
-        needs=frozenset({"scores"}),
-        critic=Critic(discrimination, positives="demonstrations", negatives="initial", training=CLASSIFIER),
-    ),
-    starts_from="sft",
-    training={"learning_rate": 1e-6},
-    normalise="generated-tokens",
-    paper=PAPER,
-    formula="max E_π[l(y')] − kl · KL(π ‖ π_SFT), l the logit of demonstrations against samples of π_init",
+TUNED, GIVEN = "the fine-tuned policy's samples", "the initial model's"
+INIT_SFT = _classified("afd-init-sft", "policy", "initial", TUNED, GIVEN, "samples of π_SFT against those of π_init")
+SFT_DEMO = _classified(
+    "afd-sft-demo", "demonstrations", "policy", "demonstrations", TUNED, "demonstrations against samples of π_SFT"
+)
+INIT_DEMO = _classified(
+    "afd-init-demo", "demonstrations", "initial", "demonstrations", f"{GIVEN} samples", "demonstrations against samples of π_init"
 )
 
 CLOSED_FORM = Method(

@@ -21,7 +21,6 @@ from gsil_bench.training.critics import (
     critic_of,
     discrimination,
     load_critic,
-    ranking,
     token_scores,
 )
 from gsil_bench.training.pairs import Scored, pair_logps
@@ -99,15 +98,6 @@ def test_discrimination_reads_the_last_scores_alone() -> None:
     up, down = torch.autograd.grad(losses.sum(), (real.scores, generated.scores))
     assert up.tolist() == pytest.approx([0.0, -0.5, -0.25])
     assert down.tolist() == pytest.approx([0.75, 0.0, 0.5])
-
-
-def test_ranking_reads_the_difference_alone() -> None:
-    """−log σ(log 3 − 0) = log 4/3; slopes ∓(1 − ¾) = ∓¼."""
-    real, generated = view([9.0, math.log(3)], (2,)), view([0.0], (1,))
-    loss = ranking(pair_of(real, generated))
-    assert loss.tolist() == pytest.approx([math.log(4 / 3)])
-    up, down = torch.autograd.grad(loss.sum(), (real.scores, generated.scores))
-    assert (up.tolist(), down.tolist()) == (pytest.approx([0.0, -0.25]), pytest.approx([0.25]))
 
 
 def test_auc_by_hand() -> None:

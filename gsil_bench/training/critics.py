@@ -41,19 +41,6 @@ def discrimination(pair: PairLogProbs) -> Tensor:
     return softplus(-positive) + softplus(negative)
 
 
-def token_discrimination(pair: PairLogProbs) -> Tensor:
-    """The same at every token, a mean over each answer's tokens, (pairs,)."""
-    real, generated = pair.real, pair.generated
-    positive = real.sum(softplus(-real.scores) / real.length)
-    return positive + generated.sum(softplus(generated.scores) / generated.length)
-
-
-def ranking(pair: PairLogProbs) -> Tensor:
-    """−log σ(score of the positive − score of the negative): Bradley-Terry on whole answers, (pairs,)."""
-    positive, negative = (side.last(side.scores) for side in (pair.real, pair.generated))
-    return softplus(negative - positive)
-
-
 def token_ranking(pair: PairLogProbs) -> Tensor:
     """−log σ(score of the positive − score of the negative) at every token from the first that differs to the longer one's end, a
     mean over these positions, (pairs,); after its end an answer keeps its last score. Equal answers give 0.
