@@ -577,7 +577,7 @@ MEANS = (
     Imitation("reverse KL, mean token", "mean token", reverse_kl_reward),
     Imitation("Jensen-Shannon, mean token", "mean token", centred_js_reward),
 )
-"""A discriminator with a mean over each text's own tokens: the gradient of no divergence that we know; they end there all the same."""
+"""With a discriminator of means over each text's tokens: no divergence's gradient, as far as we know, and yet they end there."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
