@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -228,13 +228,23 @@ def _work(into: Path) -> None:
     try:
         facts = run_round(_from_json(data), into, Surroundings(advance, pause, team=team))
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except Exception as error:
         write_atomically(into / f"{FAILURE}.{team.rank}", _failure(error))
         raise
     if team.rank == 0:
         write_atomically(into / FACTS, json.dumps(facts))
     team.close()
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this rank at once. Gloo's threads may still hold tensors, and giving those back to an interpreter that is being taken
+    down aborts the process now and then: a failure of a round that is done (pytorch pull request 179291).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_launcher() -> None:
