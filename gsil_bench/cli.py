@@ -298,6 +298,8 @@ def _with_entries(folder: Path, build: bool) -> int:
 
     entries, found = read_entries(folder)
     found += check.check_entries(entries)
+    for line in check.unchecked_tasks(entries):
+        print(f"note: {harmless(line)}", file=sys.stderr)
     if not found and not build:
         found = list(check.stale(folder, entries))
     for line in found:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gsil_bench.errors import UserError, unknown_name
+from gsil_bench.yaml_files import read_yaml
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -163,14 +162,12 @@ def _load_recipe(name: str, recipes: Path) -> dict[str, Any]:
     """A recipe's fields, checked."""
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else recipes / f"{name}.yaml"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        data = read_yaml(path, f"recipe {path}") or {}
     except OSError as error:
         known = sorted(item.stem for item in recipes.glob("*.yaml"))
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"recipe {name!r}: {error.strerror}; {hint}packaged ones: {', '.join(known)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"recipe {path}: expected keys and values, found {type(data).__name__}")
     known_keys = [item.name for item in dataclasses.fields(Config)]

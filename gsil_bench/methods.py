@@ -604,6 +604,12 @@ def _check_rollouts(method: Method, rollouts: Rollouts) -> None:
         raise UserError(
             f"{method.name}.temperature={method.protocol.temperature:g}: must be 1, the policy that is trained is sampled"
         )
+    if method.protocol.mix_rounds != 1:
+        raise UserError(
+            f"{method.name}.mix_rounds={method.protocol.mix_rounds}: must be 1, it learns from its newest samples only"
+        )
+    if method.batches != "pairs":
+        raise UserError(f"{what}: batches must be 'pairs', its steps come from samples")
     if (rollouts.baseline == "value") != ("values" in method.needs):
         raise UserError(
             f"{what}: baseline=value needs a loss that trains the value head, and only that one does ('values' in needs)"

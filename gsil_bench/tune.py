@@ -34,6 +34,7 @@ from gsil_bench.records import NAME, CellFailure, CellResult, digest, write_atom
 from gsil_bench.reporting.tuned import tuning_markdown
 from gsil_bench.tasks.task import Item
 from gsil_bench.variants import load_with_variants, setting, spelt_out
+from gsil_bench.yaml_files import read_yaml
 
 SPLIT = "dev"
 TRIALS_FOLDER = "tuning"
@@ -170,11 +171,9 @@ def factors(count: int) -> list[float]:
 
 def _load(path: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = read_yaml(Path(path), f"--space {path}")
     except OSError as error:
         raise UserError(f"--space {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--space {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or not data or not all(isinstance(grid, dict) for grid in data.values()):
         raise UserError(f"--space {path}: expected METHOD: {{SETTING: [VALUE, …]}}, such as all: {{learning_rate: [1e-5, 2e-5]}}")
     return {str(name): {str(key): values for key, values in grid.items()} for name, grid in data.items()}

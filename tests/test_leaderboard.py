@@ -18,7 +18,8 @@ from leaderboard_support import TASKS, cell, provenance, run_of, write_run
 from typer.testing import CliRunner
 
 from gsil_bench import cli
-from gsil_bench.errors import UserError
+from gsil_bench.errors import MissingLibraryError, UserError
+from gsil_bench.leaderboard import check as checks
 from gsil_bench.leaderboard import submit as submission
 from gsil_bench.leaderboard.board import Board, boards_of
 from gsil_bench.leaderboard.build import build, generated
@@ -29,6 +30,7 @@ from gsil_bench.leaderboard.schema import KEYWORDS, SCHEMA, problems
 from gsil_bench.methods import load_method
 from gsil_bench.records import digest
 from gsil_bench.reporting.comparison import Comparison
+from gsil_bench.tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 RUNNER = CliRunner()
@@ -264,6 +266,22 @@ def test_items_of_an_embedded_task_are_the_tasks_own(change: Callable[[dict[str,
     assert list(check_task(Entry("mini", data))) == []
     change(data)
     assert any(message in line for line in check_task(Entry("mini", data)))
+
+
+def test_a_task_whose_library_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its results are not refused, but nobody may think that they were checked."""
+
+    def absent(name: str) -> Any:
+        if name == "mini-gsm8k":
+            raise MissingLibraryError("needs a library")
+        return load_task(name)
+
+    monkeypatch.setattr(checks, "load_task", absent)
+    code, said = check(ROOT / "leaderboards")
+    assert code == 0
+    assert [line for line in said.splitlines() if line.startswith("note: ")] == [
+        "note: mini-gsm8k: its scale and metric are not checked here: needs a library"
+    ]
 
 
 def test_scores_outside_the_scale_are_refused(board: Path) -> None:

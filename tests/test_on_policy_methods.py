@@ -326,6 +326,7 @@ def test_an_engine_that_computes_another_policy_is_found(
         ("baseline", "mean", "Known: group, leave-one-out, none, value"),
         ("baseline", "value", "a loss that trains the value head"),
         ("temperature", 0.7, "must be 1"),
+        ("mix_rounds", 2, "must be 1, it learns from its newest samples only"),
         ("kl", -1, "0 or more"),
         ("updates", 0, "at least 1"),
         ("discount", 0, "above 0"),
@@ -371,6 +372,11 @@ def test_a_critic_of_ones_own_that_cannot_be(changes: dict[str, str], message: s
     misspelt = dataclasses.replace(given.rollouts, needs=frozenset({"scores", "similarities"}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="did you mean 'similarity'"):
         with_settings(dataclasses.replace(mine, rollouts=misspelt), {"kl": 0.1})
+
+
+def test_demonstrations_matched_to_pairs_are_no_samples() -> None:
+    with pytest.raises(UserError, match="batches must be 'pairs'"):
+        with_settings(dataclasses.replace(load_method("rlsr"), batches="matched-demonstrations"), {"kl": 0.1})
 
 
 def _first_token(samples: TokenLogProbs) -> Tensor:

@@ -26,7 +26,15 @@ def test_a_method_that_samples_says_from_what_and_how_much(tmp_path: Path) -> No
     """
     changes = [
         word
-        for pair in ("starts_from=sft", "samples=3", "max_new_tokens=10", "kl=0.5")
+        for pair in (
+            "starts_from=sft",
+            "samples=3",
+            "max_new_tokens=10",
+            "kl=0.5",
+            "score_clip=5",
+            "critic_learning_rate=1e-6",
+            "critic_weight_decay=0.5",
+        )
         for word in ("--set", f"airl-reverse-kl.{pair}")
     ]
     shown = plan(tmp_path, "sft,airl-reverse-kl", "--seeds", "0,1", "--every-round", *changes)
@@ -38,8 +46,12 @@ def test_a_method_that_samples_says_from_what_and_how_much(tmp_path: Path) -> No
         "baseline leave-one-out",
         "kl=0.5 to the policy that it starts from",
         "1,320 at most",
+        "score_clip=5",
+        "critic lr 5e-05",
+        "critic_weight_decay=0.5",
     ):
         assert said in line, said
+    assert "kl_limit" not in line  # as always
     about = re.search(r"about ([\d,]+) tokens sampled in training", line)
     assert about is not None and 0 < int(about[1].replace(",", "")) <= 1320
     assert "sampled in training" not in next(line for line in shown.splitlines() if line.startswith("  sft: "))

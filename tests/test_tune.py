@@ -107,6 +107,7 @@ def test_without_a_number_a_file_gives_all_its_combinations(tmp_path: Path) -> N
         ("all: {learning_rate: [1e-5]}\nsft: {epochs: [1, 2]}", r"different numbers of combinations \(sft 2, gsil-logistic 1\)"),
         ("- 1", "expected METHOD: "),
         ("all: [1", "not YAML"),
+        ("all: {learning_rate: [1e-5]}\nall: {epochs: [1]}", "'all' stands twice"),
         ("", "expected METHOD: "),
     ],
 )

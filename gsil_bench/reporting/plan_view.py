@@ -6,13 +6,17 @@ from typing import Any
 
 from gsil_bench.estimate import StageForecast, forecast, sampled_tokens
 from gsil_bench.inputs import Inputs, describe
-from gsil_bench.methods import Method, Rollouts
+from gsil_bench.methods import Critic, Method, Rollouts
 from gsil_bench.plan import Plan, Stage
 from gsil_bench.reporting.methods_page import told_apart
 from gsil_bench.reporting.progress import seconds_text
 from gsil_bench.stages import VERSIONS
 from gsil_bench.store import Store
 from gsil_bench.training.config import LOSS_FIELDS, TrainConfig
+from gsil_bench.training.critics import critic_of
+
+QUIET = ("discount", "gae_lambda", "score_clip", "kl_limit")
+"""Settings of sampling that are named only where they are not the default."""
 
 
 def plan_text(plan: Plan, store: Store, every_stage: bool = False) -> str:
@@ -71,10 +75,19 @@ def _rollout_parts(method: Method, rollouts: Rollouts) -> list[str]:
     if critic is not None:
         learns = f", {critic.updates} step{'s' * (critic.updates > 1)} at each sampling" if critic.alongside else ""
         parts.append(f"a {'discriminator' if critic.alongside else 'reward model'} of {told_apart(critic)}{learns}")
+        parts += _critic_parts(method, critic)
     parts += [f"{key}={value:g}" for key, value in rollouts.settings.items()]
     reference = "the policy that it starts from" if protocol.opponent == "initial" else "that of the round before"
     parts += [f"baseline {rollouts.baseline}", f"kl={rollouts.kl:g} to {reference}"]
+    parts += [f"{key}={getattr(rollouts, key):g}" for key in QUIET if getattr(rollouts, key) != getattr(Rollouts, key)]
     return [*parts, *([f"{protocol.rounds} rounds"] if protocol.rounds > 1 else [])]
+
+
+def _critic_parts(method: Method, critic: Critic) -> list[str]:
+    """What its training was told; its rate as it is used."""
+    said = {f"critic_{key}": value for key, value in {**critic.settings, **critic.training}.items() if key != "learning_rate"}
+    rate = TrainConfig.of(critic_of(method).training, where=method.name).peak_learning_rate
+    return [*(f"{key}={value}" for key, value in said.items()), f"critic lr {rate:g}"]
 
 
 def _sampled_text(plan: Plan, method: Method) -> str:
