@@ -37,8 +37,8 @@ How this differs from the paper:
    changes the expected gradient. A step's loss is divided by all sampled tokens.
 6. Answers are cut at 128 tokens. A cut one has no end token, and the discriminator sees that.
 7. Without − log 2, gail-js-tokens would pay log 2 for every token where nothing can be told apart, a price on short answers.
-8. In the discriminator of tokens a token weighs 1 / (tokens of the prompt's demonstration) on both sides. A weight that both
-   sides share leaves the best logit as it is; a mean over each answer's own tokens would not.
+8. The loss of the discriminator of tokens is a sum over each answer's tokens, divided by a constant (`critic_horizon`, which only
+   scales it). Divided by the length of either answer, the best logit is one of weighted occupancies, and pays for short answers.
 
 Known: that the paper treats these divergences; the discriminator's objective and the reward l, through a later work of its author
 (2405.15624). Derived: the reward of Jensen-Shannon and everything about tokens (docs/divergences.md, tested against exact
@@ -52,6 +52,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -81,16 +82,19 @@ def token_js_reward(samples: TokenLogProbs) -> Tensor:
     return softplus(samples.scores) - math.log(2)
 
 
-def occupancy_discrimination(pair: PairLogProbs) -> Tensor:
-    """−Σ_t log σ(score) of the demonstration − Σ_t log σ(−score) of the sample, over the demonstration's tokens, (pairs,)."""
+def occupancy_discrimination(pair: PairLogProbs, horizon: float) -> Tensor:
+    """(−Σ_t log σ(score) of the demonstration − Σ_t log σ(−score) of the sample) / horizon, (pairs,)."""
+    if not horizon > 0:
+        raise ValueError("horizon must be above 0")
     demonstrated, sampled = pair.real.sum(softplus(-pair.real.scores)), pair.generated.sum(softplus(pair.generated.scores))
-    return (demonstrated + sampled) / pair.real_tokens
+    return (demonstrated + sampled) / horizon
 
 
-def _method(
-    name: str, what: str, formula: str, reward: Callable[..., Tensor], discriminates: Callable[..., Tensor] = discrimination
-) -> Method:
-    critic = Critic(discriminates, alongside=True, training={"learning_rate": 1e-5})
+CRITIC = Critic(discrimination, alongside=True, training={"learning_rate": 1e-5})
+OF_TOKENS = replace(CRITIC, loss=occupancy_discrimination, settings={"horizon": 128.0})
+
+
+def _method(name: str, what: str, formula: str, reward: Callable[..., Tensor], critic: Critic = CRITIC) -> Method:
     return Method(
         name=name,
         summary=f"Adversarial imitation: {what}, by policy gradient.",
@@ -114,12 +118,12 @@ AIRL_TOKENS = _method(
     "reverse KL between occupancies, each token paid by its logit",
     "Σ_t l(y'_t)",
     token_reverse_kl_reward,
-    occupancy_discrimination,
+    OF_TOKENS,
 )
 GAIL_TOKENS = _method(
     "gail-js-tokens",
     "Jensen-Shannon between occupancies, each token paid by softplus of its logit",
     "Σ_t softplus(l(y'_t)) − log 2",
     token_js_reward,
-    occupancy_discrimination,
+    OF_TOKENS,
 )

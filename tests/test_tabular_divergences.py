@@ -532,6 +532,32 @@ def test_the_suites_discriminators_see_texts_or_each_texts_mean_token() -> None:
     torch.testing.assert_close(found, discrimination(of_texts, beta, own))
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ["airl-reverse-kl-tokens", "gail-js-tokens"])
+def test_the_suites_discriminator_of_tokens_is_best_at_the_log_ratio_of_occupancies(name: str, seed: int) -> None:
+    """A demonstration and a sample are drawn apart, so the texts y and y' have the weight β(y) π(y'). At l = log ρ^β − log ρ^π
+    nothing pulls at any (prefix, token), however long the texts are; at the demonstrator itself that is l = 0.
+    """
+    rollouts = load_method(name).rollouts
+    assert rollouts is not None and rollouts.critic is not None
+    critic = rollouts.critic
+    beta, of_pairs, other = _pair(WORLD, seed)
+    demonstrated, sampled = torch.cartesian_prod(torch.arange(40), torch.arange(40)).T
+
+    def pull(table: Tensor, logits: Tensor) -> Tensor:
+        logits.requires_grad_()
+        sides = [_view(WORLD, table, rows, scores=WORLD.along(logits)).real for rows in (demonstrated, sampled)]
+        pair = replace(_view(WORLD, table, demonstrated), tokens=(sides[0], sides[1]))
+        weights = beta[demonstrated].exp() * WORLD.logps(table).exp()[sampled]
+        return _gradient((weights * critic.loss(pair, **critic.settings)).sum(), logits)
+
+    for table in (WORLD.conditionals(beta.exp()), other.detach()):
+        best = of_pairs - _own(WORLD, table)[1].log()
+        assert pull(table, best.clone()).abs().max() < 1e-9
+        assert pull(table, best + 1).norm() > 1e-4  # and elsewhere something pulls
+    assert pull(WORLD.conditionals(beta.exp()), torch.zeros_like(of_pairs)).abs().max() < 1e-9
+
+
 # Logits as Q-values.
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from baselines.adversarial import js_reward, occupancy_discrimination
-from gsil_bench.methods import Critic, PairLogProbs, Rollouts, TokenLogProbs, load_method
+from gsil_bench.errors import UserError
+from gsil_bench.methods import Critic, PairLogProbs, Rollouts, TokenLogProbs, load_method, with_settings
 from gsil_bench.training.policy_gradient import advantages
 
 THREE = math.log(3)
@@ -144,27 +145,33 @@ def slopes(losses: Tensor, pair: PairLogProbs) -> tuple[list[float], list[float]
 
 
 def test_discrimination_of_tokens_by_hand() -> None:
-    """Demonstration (0, log 3), sample (0, 0, −log 3): (3 log 2 + 2 log(4/3)) / 2, for the demonstration's 2 tokens.
+    """Demonstration (0, log 3), sample (0, 0, −log 3), H = 4: (3 log 2 + 2 log(4/3)) / 4.
 
-    Slopes −σ(−l)/2 = −1/4 and −1/8 on demonstrated tokens, σ(l)/2 = 1/4, 1/4 and 1/8 on sampled ones.
+    Slopes −σ(−l)/4 = −1/8 and −1/16 on demonstrated tokens, σ(l)/4 = 1/8, 1/8 and 1/16 on sampled ones.
     """
     pair = of_scores([[0.0, THREE]], [[0.0, 0.0, -THREE]])
-    losses = occupancy_discrimination(pair)
-    assert losses.tolist() == pytest.approx([(3 * math.log(2) + 2 * math.log(4 / 3)) / 2], rel=1e-6)
+    losses = occupancy_discrimination(pair, horizon=4)
+    assert losses.tolist() == pytest.approx([(3 * math.log(2) + 2 * math.log(4 / 3)) / 4], rel=1e-6)
     real, generated = slopes(losses, pair)
-    assert real == pytest.approx([-1 / 4, -1 / 8], rel=1e-6)
-    assert generated == pytest.approx([1 / 4, 1 / 4, 1 / 8], rel=1e-6)
+    assert real == pytest.approx([-1 / 8, -1 / 16], rel=1e-6)
+    assert generated == pytest.approx([1 / 8, 1 / 8, 1 / 16], rel=1e-6)
 
 
 def test_a_token_that_both_sides_always_begin_with_has_the_logit_0() -> None:
-    """Every answer begins with the same token: ρ_β = ρ_π = 1 there, so 0 must be the best logit. Samples of 2 and 4 tokens.
+    """Every answer begins with the same token: ρ_β = ρ_π = 1 there, so 0 must be the best logit. Demonstrations of 1 and 3
+    tokens, samples of 2 and 4.
 
-    Slopes at 0: demonstrations −½ · ½ twice, samples ½ · ½ twice. Means over each answer's own tokens would have
-    ½ · ½ + ½ · ¼ on the samples' side, −1/8 in all: a reward for being where everybody is.
+    Slopes at 0: −½ twice, and ½ twice. Means over each answer's own tokens would have −½ − ⅙ and ¼ + ⅛ there.
     """
-    pair = of_scores([[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    real, generated = slopes(occupancy_discrimination(pair), pair)
-    assert real[0] + real[2] + generated[0] + generated[2] == pytest.approx(0.0, abs=1e-7)
+    pair = of_scores([[0.0], [0.0] * 3], [[0.0] * 2, [0.0] * 4])
+    real, generated = slopes(occupancy_discrimination(pair, horizon=1), pair)
+    assert [real[0], real[1], generated[0], generated[2]] == pytest.approx([-0.5, -0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("horizon", [0.0, -1.0])
+def test_a_horizon_must_be_positive(horizon: float) -> None:
+    with pytest.raises(UserError, match=r"occupancy_discrimination cannot be computed with horizon=.*: horizon must be above 0"):
+        with_settings(load_method("gail-js-tokens"), {"critic_horizon": horizon})
 
 
 @pytest.mark.parametrize("name", NAMES)
