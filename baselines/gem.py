@@ -11,7 +11,7 @@ takes the division out of the gradient again. At β = 1 this is SFT. Below, the 
 How this differs from the paper and its code (https://github.com/liziniu/GEM):
 
 1. h is linear. Their scripts use the log-sigmoid: each v of the sum −Σ_v sg(q_v) w_v (log p_y − log p_v) has a weight
-   w_v = σ(0.01 (z_v − z_y)), here it is 1.
+   w_v = σ(0.01 (z_v − z_y)), about ½; here it is 1, and so the gradient about twice theirs.
 2. The value of the loss is another than theirs, in which q is held constant; the gradient is the same.
 3. SFT's learning rate; theirs is 2e-5, for three epochs. AdamW's beta2 is 0.999, theirs 0.95.
 

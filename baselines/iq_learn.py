@@ -15,7 +15,8 @@ How this differs from the paper:
 2. λ (`penalty`) 0.1 and γ 1 are those of a public reimplementation (https://github.com/sankyde/IRL); the paper's tables were not
    found. That code counts padding in its means; here no position but scored tokens enters, and v is 0 right after them.
 3. A pre-trained model's logits have an arbitrary level, so the penalty is large at first and moves it.
-4. AdamW and SFT's learning rate.
+4. The sum over tokens is not discounted, though γ is a setting; at the default of 1 that is the same.
+5. AdamW and SFT's learning rate.
 
 Known: eq. 14, second-hand (a digest of the paper), and the identity of its two forms (derived, tested). The normaliser v comes
 from the tiled head, which takes the place of a fused kernel on a GPU.

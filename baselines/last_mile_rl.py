@@ -5,8 +5,8 @@ demonstrations from answers that fail in known ways, and the policy of `sft` is 
 
     R(y) = r(y) − length_penalty · max(0, |y| / |y*| − 1)          at the last token, y* the demonstration of the prompt
 
-with r the logit of the reward model. The classes of failures, one of each for every demonstration, all counting alike
-(gsil_bench/data/degradations.py, gsil_bench/training/contrasts.py):
+with r the logit of the reward model, kept within ± `score_clip`. The classes of failures, one of each for every demonstration,
+all counting alike (gsil_bench/data/degradations.py, gsil_bench/training/contrasts.py):
 
 | class | answer | its end |
 |---|---|---|

@@ -6,9 +6,9 @@ so token t is in the log of steps t … H − 1; after its end an answer stays w
 
     L = −Σ_t w_t log π(y_t | x, y_<t),    w_t = max(0, 1 − t / H)
 
-Both divergences have the same minimum where the family of policies contains the demonstrator; this weights the errors of one that
-does not. H must be one for all answers: with each answer's own length an end would weigh less than going on, and the policy would
-learn to put it off (docs/divergences.md has the example).
+Both divergences have the same minimum where the family of policies contains the demonstrator and no answer is longer than H; this
+weights the errors of one that does not. H must be one for all answers: with each answer's own length an end would weigh less than
+going on, and the policy would learn to put it off (docs/divergences.md has the example).
 
 How this differs from the paper:
 
@@ -29,6 +29,8 @@ from gsil_bench.methods import Method, PairLogProbs
 
 def occupancy_likelihood(pair: PairLogProbs, horizon: float) -> Tensor:
     """−Σ_t max(0, 1 − t / horizon) log π_t of the demonstrations, (pairs,)."""
+    if not horizon > 0:
+        raise ValueError("horizon must be above 0")
     tokens = pair.real
     weights = (1 - tokens.position.to(tokens.logps) / horizon).clamp(min=0)  # (tokens,)
     return -tokens.sum(weights * tokens.logps)

@@ -11,8 +11,9 @@ How this differs from the paper:
 
 1. The reward r and σ_μ are the paper's (second-hand, from a digest). The factor μ of the second term is derived: it is
    noise-contrastive estimation's, and without it the optimum would be p_data · μ, against the paper's theorem.
-2. Not known here: the paper's μ, its number of rounds, learning rates, and whether μ is also the number of samples. Default 1,
-   two rounds as `spin` here; to train on μ samples of each prompt set `samples` as well.
+2. The paper tries μ = 1, 3 and 7 over up to five rounds (second-hand). Its times grow with μ, so μ seems to be the number of
+   samples too; its learning rates are not known here. Default 1, two rounds as `spin` here; to train on μ samples of each prompt
+   set `samples` as well.
 3. Each round trains on its own self-generations, with AdamW and the learning rate of `gsil-logistic`.
 
     python -m gsil_bench.compare --methods spin,gsil-logistic,space --set space.prior_ratio=2

@@ -42,8 +42,8 @@ class TokenLogProbs:
     logps: Tensor
     """log π_θ(token | everything before it), fp32."""
     normalisers: Tensor
-    """log Σ_v exp z_v over the vocabulary, where z are the logits that the token was predicted from; NaN unless the method needs
-    "normalisers". With the log-prob it gives the token's logit: z = log-prob + normaliser."""
+    """log Σ_v exp z_v over the vocabulary, where z are the logits that the token was predicted from, divided by
+    `likelihood_temperature`; NaN unless the method needs "normalisers". With the log-prob it gives z = log-prob + normaliser."""
     pair: Tensor
     """Index of the token's pair."""
     position: Tensor
@@ -598,6 +598,11 @@ def _check_rollouts(method: Method, rollouts: Rollouts) -> None:
             )
     if not method.starts_from and _compares_start_with_initial(rollouts):
         raise UserError(f"{method.name}.starts_from=: its reward compares where it starts with the model as given, name a method")
+    if "initial" in rollouts.needs and method.protocol.opponent == "previous" and method.protocol.rounds > 1:
+        raise UserError(
+            f"{method.name}.opponent=previous: must be initial with several rounds, its reward compares where the first one "
+            "starts with the model as given"
+        )
     if rollouts.baseline in ("leave-one-out", "group") and samples < 2:
         raise UserError(f"{method.name}.samples={samples}: baseline={rollouts.baseline} compares samples of a prompt: 2 at least")
     if method.protocol.temperature != 1:

@@ -25,8 +25,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gsil_bench.errors import UserError
+from gsil_bench.generation.decoder import OneAtATime
+from gsil_bench.generation.slots import Piece
 from gsil_bench.models import attention, policy
 from gsil_bench.models.attention import CannotShareError
 from gsil_bench.models.noise import EmbeddingNoise
@@ -129,6 +132,24 @@ def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
     kept = gradients(model, used(trees))
     used.recompute_activations()
     again = gradients(model, used(trees))
+    assert all(torch.equal(kept[parameter], again[parameter]) for parameter in kept)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_that_recomputes_is_lent_with_its_cache(name: str) -> None:
+    """Layers that recompute drop the cache: an engine would go on from the last token alone. Lent, they do not recompute."""
+    model, tokens = make(name), [5, 9, 11, 3]
+    expected = OneAtATime(model, False).alone(tokens)
+    used = Policy(model, "shared")
+    used.recompute_activations()
+    kept = gradients(model, used(forest(2)))
+    with used.lent() as lent:
+        decoder = OneAtATime(lent, False)
+        decoder.fill([Piece(tuple(tokens[:3]))])
+        torch.testing.assert_close(decoder.step(tokens[3:], [3]), expected, rtol=0, atol=1e-5)
+    recomputed = [module.training for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert recomputed and all(recomputed)
+    again = gradients(model, used(forest(2)))
     assert all(torch.equal(kept[parameter], again[parameter]) for parameter in kept)
 
 

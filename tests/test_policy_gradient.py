@@ -69,7 +69,7 @@ def test_samples_of_another_prompt_do_not_matter() -> None:
     for baseline in ("leave-one-out", "group"):
         one, _ = advantages(samples, torch.tensor([1.0, 3.0, 0.0, 8.0]), 2, settings(baseline))  # type: ignore[arg-type]
         other, _ = advantages(samples, torch.tensor([1.0, 3.0, 50.0, -9.0]), 2, settings(baseline))  # type: ignore[arg-type]
-        assert one[:2].tolist() == other[:2].tolist() == [-2.0, 2.0] if baseline == "leave-one-out" else [-1.0, 1.0]
+        assert one[:2].tolist() == other[:2].tolist() == ([-2.0, 2.0] if baseline == "leave-one-out" else [-1.0, 1.0])
 
 
 def test_group_divides_by_the_standard_deviation() -> None:
@@ -96,7 +96,7 @@ def test_generalised_advantages_by_hand() -> None:
     assert returns.tolist() == [3.25, 5.0, 4.0, 5.0]
 
 
-def test_one_sample_of_a_prompt_has_no_others() -> None:
+def test_without_a_baseline_advantages_are_returns() -> None:
     advantage, _ = advantages(view([0.0] * 4), torch.tensor([1.0, 2.0, 4.0, 5.0]), 1, settings("none"))
     assert advantage.tolist() == [7.0, 6.0, 4.0, 5.0]
 

@@ -19,7 +19,7 @@ from gsil_bench.data.chat import ChatFormat
 from gsil_bench.generation.engine import Request, Sampling
 from gsil_bench.generation.engines import Served
 from gsil_bench.generation.transformers_engine import TransformersOptions
-from gsil_bench.methods import Method, Rollouts, SelfPlay, TokenLogProbs, load_method, with_settings
+from gsil_bench.methods import Method, PairLogProbs, Rollouts, SelfPlay, TokenLogProbs, load_method, with_settings
 from gsil_bench.models.checkpoint import load_model
 from gsil_bench.training import loop, metrics, state
 from gsil_bench.training.batches import Branch, ShuffledSteps, Tree
@@ -28,6 +28,7 @@ from gsil_bench.training.policy_gradient import clipped_policy_gradient
 from gsil_bench.training.rollouts import Company
 
 STEPS, NEW_TOKENS = 6, 6
+COUNTS = ("samplings", "sampled_tokens", "critic_tokens")
 
 
 def first_tokens(samples: TokenLogProbs) -> Tensor:
@@ -66,6 +67,19 @@ def spoilt(method: Method, sampling: int) -> Method:
         return rewards.masked_fill(samples.pair == 5, math.nan) if len(asked) == sampling else rewards
 
     return dataclasses.replace(method, rollouts=dataclasses.replace(method.rollouts, reward=sometimes_nan))
+
+
+def spoilt_once(method: Method, step: int) -> Method:
+    """The same with a policy's loss that is NaN at one step (counted from 1), and only the first time that it is taken."""
+    loss, asked = method.loss, list[int]()
+    assert loss is not None
+
+    def sometimes_nan(pair: PairLogProbs, **settings: float) -> Tensor:
+        asked.append(1)
+        losses: Tensor = loss(pair, **settings)
+        return losses * math.nan if len(asked) == step else losses
+
+    return dataclasses.replace(method, loss=sometimes_nan)
 
 
 def prompts(answers: Sequence[tuple[int, ...]]) -> list[Tree]:
@@ -132,6 +146,25 @@ def test_a_discriminator_goes_on_from_a_kept_state_too(tiny_model: Path, tmp_pat
     assert torch.equal(resumed, whole)
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("name", ["airl-reverse-kl", "gail-js-tokens"])
+def test_a_policy_whose_loss_is_not_finite_goes_on_with_the_samples_that_it_had(
+    tiny_model: Path, tmp_path: Path, name: str, updates: int
+) -> None:
+    """The discriminator has learnt from the third step's samples when the policy's loss is NaN. Taken again, the step has the
+    same samples with the scores of before: neither is the discriminator taught twice, nor is anything counted twice.
+    """
+    method = adversarial(name, critic_learning_rate=1e-3, critic_updates=2, updates=updates)
+    whole, expected = train(tiny_model, method, SHORTCUT, tmp_path / "whole")
+    stopping = spoilt_once(method, 3)
+    with pytest.raises(TrainingError, match="not finite at step 3"):
+        train(tiny_model, stopping, SHORTCUT, tmp_path / "stopped")
+    resumed, facts = train(tiny_model, stopping, SHORTCUT, tmp_path / "stopped")
+    assert torch.equal(resumed, whole)
+    assert [facts[key] for key in COUNTS] == [expected[key] for key in COUNTS]
+    assert (tmp_path / "stopped" / metrics.FILE).read_text() == (tmp_path / "whole" / metrics.FILE).read_text()
+
+
 def test_a_policy_that_leaves_its_reference_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
     """Nothing holds it, its rate is high: before the answers are 2 nats away it stops, and says what to change. A run whose limit
     is higher goes on from the state.
@@ -159,7 +192,7 @@ def test_equal_rewards_teach_nothing_and_are_flagged(tiny_model: Path, tmp_path:
     weights, facts = train(tiny_model, paid(the_same), SHORTCUT, tmp_path / "same")
     assert torch.equal(weights, untrained(tiny_model))
     assert facts["sampling_warnings"] == [
-        "every prompt's samples had equal rewards at every sampling: nothing was learned from them"
+        "every prompt's samples had equal rewards at every sampling: none was shown to be better"
     ]
     _, facts = train(tiny_model, paid(first_tokens), SHORTCUT, tmp_path / "other")
     assert facts["sampling_warnings"] == []

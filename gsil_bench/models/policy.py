@@ -124,13 +124,17 @@ class Policy(torch.nn.Module):
 
     def recompute_activations(self) -> None:
         """Keep no activations of the layers for the backward pass, but compute them again there."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.recomputes = True
+        self._layers_train(True)
+
+    def _layers_train(self, training: bool) -> None:
+        """The mode of the layers alone: they recompute in training mode only, without a cache; dropout stays off."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # that layer alone: it recomputes in training mode only, and dropout stays off
-        self.recomputes = True
+                module.training = training
 
     def __enter__(self) -> Self:
         """The policy; afterwards the model has its own attention back."""
@@ -151,11 +155,15 @@ class Policy(torch.nn.Module):
         ours = self.model.config._attn_implementation
         if self._own_attention is not None:
             self.model.set_attn_implementation(self._own_attention)
+        if self.recomputes:
+            self._layers_train(False)
         try:
             yield self.model
         finally:
             if self._own_attention is not None:
                 self.model.set_attn_implementation(ours)
+            if self.recomputes:
+                self._layers_train(True)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()

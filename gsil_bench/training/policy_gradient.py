@@ -1,8 +1,8 @@
 """From the rewards of samples to advantages, and from advantages to the loss of a policy gradient.
 
 A sample's tokens are steps of an episode: the state is everything before the token, the action the token. With r_t the token's
-reward, the return is G_t = Σ_{s ≥ t} γ^{s−t} r_s. Advantages compare it with a baseline, which does not change the gradient's
-expectation and takes out most of its noise:
+reward, the return is G_t = Σ_{s ≥ t} γ^{s−t} r_s. Advantages compare it with a baseline, which takes out most of the gradient's
+noise. It leaves the expectation as it is, but for a value head with λ < 1 and for a group's standard deviation:
 
     value           Σ_{s ≥ t} (γλ)^{s−t} (r_s + γ V_{s+1} − V_s), V = 0 after the last token   (PPO with GAE, 1506.02438)
     leave-one-out   G_t − the mean of the returns of the prompt's other samples at the same token   (RLOO, 2402.14740)
@@ -17,8 +17,9 @@ samples, so a long answer weighs as much as its tokens do.
 
 How this differs from the papers:
 
-1. RLOO's paper treats an answer as one action; here each token is one, with the same gradient while the policy is that of the
-   sampling, and with the ratio of each token alone clipped afterwards.
+1. RLOO's paper treats an answer as one action; here each token is one. While the policy is that of the sampling, the gradient is
+   the same for a reward at the end, and in expectation for the penalty, which is paid token by token. Afterwards the ratio of
+   each token alone is clipped.
 2. GRPO divides each answer's sum by its own length; here all tokens of the step count alike. Its standard deviation is the
    population's; a prompt whose samples all have the same return gets advantages 0.
 3. The penalty for leaving the reference is part of the reward in all of them, as in PPO for language models; GRPO's paper adds an
@@ -68,14 +69,13 @@ def advantages(samples: TokenLogProbs, rewards: Tensor, per_prompt: int, rollout
         advantage = discounted_sums(table + rollouts.discount * following - values, rollouts.discount * rollouts.gae_lambda)
         return advantage[inside], (advantage + values)[inside]
     returns = discounted_sums(table, rollouts.discount)
-    expected = _expected(returns, inside, per_prompt)
     if rollouts.baseline == "group":
         totals = returns[:, :1].reshape(-1, per_prompt, 1)
         spread = totals.std(1, correction=0, keepdim=True)
         scaled = torch.where(spread > 1e-6, (totals - totals.mean(1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
         return scaled.reshape(-1, 1).expand_as(returns)[inside], returns[inside]
     if rollouts.baseline == "leave-one-out":
-        return (returns - expected)[inside], returns[inside]
+        return (returns - _of_others(returns, inside, per_prompt))[inside], returns[inside]
     return returns[inside], returns[inside]
 
 
@@ -88,10 +88,8 @@ def discounted_sums(values: Tensor, discount: float) -> Tensor:
     return sums
 
 
-def _expected(returns: Tensor, inside: Tensor, per_prompt: int) -> Tensor:
+def _of_others(returns: Tensor, inside: Tensor, per_prompt: int) -> Tensor:
     """Mean return of the prompt's other samples at each token, of those that are over at their last one; (samples, longest)."""
-    if per_prompt == 1:
-        return torch.zeros_like(returns)
     last = (inside.sum(1, keepdim=True) - 1).clamp(min=0)  # (samples, 1)
     steps = torch.arange(returns.shape[1], device=returns.device)[None]
     held = returns.gather(1, torch.minimum(steps, last))  # (samples, longest): the last return goes on

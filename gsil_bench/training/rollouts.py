@@ -89,9 +89,11 @@ class OnPolicySteps:
         self.line: Mapping[str, float] = {}
         self._prompts, self._steps, self._sampler, self._judges, self._seed = prompts, steps, sampler, judges, seed
         self._trees: list[Tree] = []
+        self._batch: int | None = None
+        """Index of the batch of prompts that the newest samples answer."""
         self._facts: dict[str, float] = {
             "sampling_seconds": 0.0, "reward_seconds": 0.0, "samplings": 0, "sampled_tokens": 0, "critic_tokens": 0,
-            "equal_rewards": 0, "certain": 0, "gap": 0.0,
+            "equal_rewards": 0, "certain": 0, "gap": 0.0, "measured": 0,
         }  # fmt: skip
 
     def __len__(self) -> int:
@@ -103,9 +105,10 @@ class OnPolicySteps:
         batches = list(self._prompts)  # a few lists of the same trees
         with closing(self._sampler):
             for step in range(start, self._steps):
-                if step % every == 0 or not self._trees:
+                if self._batch != step // every:  # after a step that failed its samples are there: a critic has learnt from them
                     began = time.monotonic()
                     self._trees, self.line = self._sample(policy, batches[step // every], step)
+                    self._batch = step // every
                     self._facts["reward_seconds"] += time.monotonic() - began
                     self._facts["samplings"] += 1
                 yield self._trees
@@ -118,7 +121,7 @@ class OnPolicySteps:
         ]
         learner = self._judges.discriminator
         critic = learner and learner.team.gather(learner.policy, learner.optimizer)
-        return {"trees": trees, "line": dict(self.line), "facts": self._facts, "critic": critic}
+        return {"trees": trees, "batch": self._batch, "line": dict(self.line), "facts": self._facts, "critic": critic}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
@@ -126,7 +129,7 @@ class OnPolicySteps:
             Tree(name, tuple(prompt), EMPTY, tuple(Branch(tuple(ids), of_tokens=numbers) for ids, numbers in samples))
             for name, prompt, samples in state["trees"]
         ]
-        self.line, self._facts = state["line"], state["facts"]
+        self._batch, self.line, self._facts = state["batch"], state["line"], state["facts"]
         if learner := self._judges.discriminator:
             learner.team.scatter(learner.policy, learner.optimizer, *state["critic"])
 
@@ -143,14 +146,15 @@ class OnPolicySteps:
         warnings = []
         if self._facts["equal_rewards"] == samplings:
             first = "; a discriminator's first scores are 0, so more steps are needed" if learner and samplings == 1 else ""
-            warnings.append(f"every prompt's samples had equal rewards at every sampling: nothing was learned from them{first}")
+            warnings.append(f"every prompt's samples had equal rewards at every sampling: none was shown to be better{first}")
         if self._facts["certain"] > samplings / 2:
             warnings.append(
                 f"the discriminator told samples from demonstrations without error at {int(self._facts['certain'])} "
                 f"of {samplings} samplings: its scores then say that, not how to improve"
             )
         known = ("sampling_seconds", "reward_seconds", "samplings", "sampled_tokens", "critic_tokens")
-        return {**{key: self._facts[key] for key in known}, "sampling_gap": self._facts["gap"], "sampling_warnings": warnings}
+        gap = self._facts["gap"] if self._facts["measured"] else None
+        return {**{key: self._facts[key] for key in known}, "sampling_gap": gap, "sampling_warnings": warnings}
 
     def _sample(self, policy: Policy, prompts: Sequence[Tree], step: int) -> tuple[list[Tree], dict[str, float]]:
         """Samples of the policy with their advantages, and what there is to say about them."""
@@ -178,6 +182,8 @@ class OnPolicySteps:
         self._check_rewards(rewards, samples, prompts, step)
         if self._judges.discriminator is not None:  # after the checks: a state that is kept has not learnt from what stopped it
             line |= self._teach(self._judges.discriminator, trees, step)
+        self._facts["certain"] += max(line.get("discriminator_auc", 0), line.get("discriminator_token_auc", 0)) > CERTAIN
+        self._facts["equal_rewards"] += _all_equal(samples.sum(rewards).view(-1, k))
         penalty = self.rollouts.kl * (samples.sampled_logps - samples.reference_logps) if self.rollouts.kl else 0.0
         advantage, returns = advantages(samples, rewards - penalty, k, self.rollouts)
         given = {
@@ -242,9 +248,7 @@ class OnPolicySteps:
         real = [TokenTree(tree.prompt_ids, (tree.real.completion_ids,)) for tree in trees]
         sides = [token_scores(learner.policy, side, FORWARD_TOKENS) for side in (real, sampled)]
         answers, tokens = ([[float(each[-1]) for each in side] for side in sides], [torch.cat(side).tolist() for side in sides])
-        line = {"discriminator_auc": auc(*answers), "discriminator_token_auc": auc(*tokens)}
-        self._facts["certain"] += max(line.values()) > CERTAIN
-        return torch.cat(sides[1]), line
+        return torch.cat(sides[1]), {"discriminator_auc": auc(*answers), "discriminator_token_auc": auc(*tokens)}
 
     def _teach(self, learner: Learner, trees: Sequence[Tree], step: int) -> dict[str, float]:
         """Let the discriminator learn from the newest samples: for the rewards of the next ones."""
@@ -259,7 +263,8 @@ class OnPolicySteps:
         return {"discriminator_loss": sum(losses) / max(1, len(losses))}
 
     def _check_gap(self, gap: float, step: int) -> None:
-        self._facts["gap"] = max(self._facts["gap"], gap) if not math.isnan(gap) else self._facts["gap"]
+        if not math.isnan(gap):  # an engine may say nothing about some token
+            self._facts["gap"], self._facts["measured"] = max(self._facts["gap"], gap), 1
         if self._sampler.is_exact and exceeds_noise(gap, 0.0):
             raise TrainingError(
                 f"step {step + 1}: a sample's log-prob differs by {gap:.3g} nats between the engine that drew it and training: "
@@ -287,9 +292,6 @@ class OnPolicySteps:
             raise TrainingError(
                 f"step {step + 1}: the reward is not finite for {len(set(bad))} samples (demonstrations {named}){why}"
             )
-        totals = samples.sum(rewards).view(-1, k)
-        equal = bool((totals - totals[:, :1]).abs().max() <= 1e-9) if k > 1 else bool((totals - totals[0]).abs().max() <= 1e-9)
-        self._facts["equal_rewards"] += equal
 
     def _rewards_line(self, rewards: Tensor, samples: TokenLogProbs) -> dict[str, float]:
         totals = samples.sum(rewards)
@@ -311,6 +313,12 @@ class OnPolicySteps:
             )
             for tree in trees
         ]
+
+
+def _all_equal(totals: Tensor) -> bool:
+    """Whether each prompt's samples have the same total, or where a prompt has but one, all prompts'; (prompts, samples)."""
+    others = totals[:, :1] if totals.shape[1] > 1 else totals[:1]
+    return bool((totals - others).abs().max() <= 1e-9)
 
 
 @torch.no_grad()

@@ -114,21 +114,6 @@ def test_a_discriminator_that_cannot_tell_teaches_nothing(name: str) -> None:
     assert pulls(name, tokens_of([0.0] * 5, [0.0], [0.0] * 2)) == pytest.approx([0.0] * 8, abs=1e-7)
 
 
-@pytest.mark.parametrize("kl", [0.0, 0.05, 1.0])
-def test_the_penalty_draws_the_optimum_of_the_reverse_kl_to_the_reference(kl: float) -> None:
-    """Three answers of one token, the exact logit l = log β − log π. At π ∝ β^(1/(1+kl)) ref^(kl/(1+kl)), l − kl log(π/ref) is
-
-    log β + kl log ref − (1 + kl) log π = the same number for all answers, so that no answer is better than another.
-    """
-    beta, reference = (torch.tensor(masses, dtype=torch.float64).log() for masses in ([0.7, 0.2, 0.1], [0.1, 0.3, 0.6]))
-    own = ((beta + kl * reference) / (1 + kl)).log_softmax(0)
-    samples = tokens_of(*([float(logit)] for logit in beta - own))
-    earned = torch.tensor(rewards_of("airl-reverse-kl", samples)) - kl * (own - reference)
-    assert float(earned.max() - earned.min()) < 1e-6
-    if kl:
-        assert float((own - beta).abs().max()) > 0.01  # it is another optimum than β
-
-
 # The discriminator of tokens.
 
 
