@@ -45,6 +45,8 @@ number. It can be tested for its direction only.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from gsil_bench.methods import Critic, Method, Rollouts, SelfPlay, TokenLogProbs
@@ -62,6 +64,14 @@ def score_less_excess(samples: TokenLogProbs, length_penalty: float) -> Tensor:
 
 
 FAILURES = Critic(discrimination, positives="demonstrations", negatives="failures", training={"learning_rate": 1e-5})
+ROLLOUTS = Rollouts(
+    reward=score_less_excess,
+    settings={"length_penalty": 1.0},
+    needs=frozenset({"scores"}),
+    critic=FAILURES,
+    baseline="value",
+    updates=4,
+)
 
 LAST_MILE_RL = Method(
     name="last-mile-rl",
@@ -70,14 +80,7 @@ LAST_MILE_RL = Method(
     settings={"clip": 0.2, "value_coefficient": 0.1},
     needs=frozenset({"tokens", "values"}),
     protocol=SelfPlay(opponent="initial", samples=4, max_new_tokens=128),
-    rollouts=Rollouts(
-        reward=score_less_excess,
-        settings={"length_penalty": 1.0},
-        needs=frozenset({"scores"}),
-        critic=FAILURES,
-        baseline="value",
-        updates=4,
-    ),
+    rollouts=ROLLOUTS,
     starts_from="sft",
     training={"learning_rate": 3e-6},
     normalise="generated-tokens",
@@ -85,24 +88,14 @@ LAST_MILE_RL = Method(
     formula="max E_π[r(y') − length_penalty · max(0, |y'|/|y| − 1)] − kl · KL(π ‖ π_sft), by PPO",
 )
 
-LAST_MILE_RLOO = Method(
+LAST_MILE_RLOO = replace(
+    LAST_MILE_RL,
     name="last-mile-rloo",
     summary="The same reward, compared with that of the prompt's other samples instead of a value head's prediction.",
     loss=clipped_policy_gradient,
     settings={"clip": 0.2},
     needs=frozenset({"tokens"}),
-    protocol=LAST_MILE_RL.protocol,
-    rollouts=Rollouts(
-        reward=score_less_excess,
-        settings={"length_penalty": 1.0},
-        needs=frozenset({"scores"}),
-        critic=FAILURES,
-        baseline="leave-one-out",
-        updates=4,
-    ),
-    starts_from="sft",
-    training={"learning_rate": 3e-6},
-    normalise="generated-tokens",
+    rollouts=replace(ROLLOUTS, baseline="leave-one-out"),
     paper="Ahmadian et al., ACL 2024, https://arxiv.org/abs/2402.14740; reward as last-mile-rl",
     formula="max E_π[r(y') − length_penalty · max(0, |y'|/|y| − 1)] − kl · KL(π ‖ π_sft), by RLOO",
 )
