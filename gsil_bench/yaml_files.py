@@ -30,6 +30,7 @@ def read_yaml(path: Path, where: str) -> Any:
         UserError: it is not YAML, or a key stands twice in one mapping.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _OnceEach)  # a SafeLoader
+        with path.open(encoding="utf-8") as file:
+            return yaml.load(file, _OnceEach)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
