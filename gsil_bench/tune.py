@@ -28,7 +28,7 @@ from gsil_bench.errors import UserError, unknown_name
 from gsil_bench.evaluation import held_out
 from gsil_bench.evaluation.statistics import LEVEL, Array, Bounds, Interval, bound_without_spread
 from gsil_bench.inputs import Inputs, read_inputs, resolve_methods
-from gsil_bench.methods import Method, with_settings
+from gsil_bench.methods import Method, known_methods, with_settings
 from gsil_bench.plan import Plan, Planner
 from gsil_bench.records import NAME, CellFailure, CellResult, digest, write_atomically
 from gsil_bench.reporting.tuned import tuning_markdown
@@ -140,7 +140,8 @@ def read_space(path: str | None, methods: Sequence[Method], trials: int | None) 
         trials: of each method; None for 5, or with a file the number of combinations if it is the same for all.
 
     Raises:
-        UserError: an unreadable file, an unknown method or setting, a value twice, fewer combinations than trials.
+        UserError: an unreadable file, an unknown method or setting, a value twice, fewer combinations than trials. Methods that
+            are known but not compared are passed over.
     """
     if path is None and (trials or 0) > WIDEST:
         raise UserError(f"--trials {trials}: the default space doubles the learning rate with each; name what to search: --space")
@@ -148,8 +149,8 @@ def read_space(path: str | None, methods: Sequence[Method], trials: int | None) 
     where = "the default space" if path is None else f"--space {path}"
     names = [method.name for method in methods]
     for key in declared:
-        if key not in (ALL, *names):
-            raise unknown_name(f"method in {where} (not among --methods)", key, [ALL, *names])
+        if key not in (ALL, *names, *known_methods()):  # one file serves several searches, each of some of its methods
+            raise unknown_name(f"method in {where}", key, [ALL, *names])
     grids = {method.name: _grid({**declared.get(ALL, {}), **declared.get(method.name, {})}, method, where) for method in methods}
     sizes = {name: math.prod(len(values) for values in grid.values()) for name, grid in grids.items()}
     budget = trials or next(iter(sizes.values()))

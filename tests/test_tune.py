@@ -88,12 +88,19 @@ def test_without_a_number_a_file_gives_all_its_combinations(tmp_path: Path) -> N
     assert space.trials[0].settings == {"epochs": 1.0}
 
 
+def test_a_file_may_name_methods_that_are_not_tuned(tmp_path: Path) -> None:
+    """One file serves several searches; the search is the same as without them."""
+    alone = read_space(space_file(tmp_path, "all: {epochs: [1, 2]}"), [SFT, LOGISTIC], None)
+    both = read_space(space_file(tmp_path, "all: {epochs: [1, 2]}\nspin: {beta: [1]}"), [SFT, LOGISTIC], None)
+    assert (both.sha256, both.budget) == (alone.sha256, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("all: {learning_rat: [1]}", "setting of sft 'learning_rat': did you mean 'learning_rate'"),
         ("sftt: {learning_rate: [1]}", "method in --space .*'sftt': did you mean 'sft'"),
-        ("gsil-brier: {learning_rate: [1]}", "not among --methods"),
+        ("gsil-brier: {learning_rate: [1]}", "nothing is searched for sft"),
         ("all: {learning_rate: []}", "expected a list of values"),
         ("all: {learning_rate: 1}", "expected a list of values"),
         ("all: {learning_rate: {factor: [1]}}", "expected a list of values"),
