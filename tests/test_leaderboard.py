@@ -521,6 +521,17 @@ def test_a_method_of_which_all_failed_is_refused(tmp_path: Path) -> None:
     refuse(run_of(METHODS), tmp_path, "no result of spin, seed 0", failures=failures)
 
 
+def test_an_interrupted_run_is_refused(tmp_path: Path) -> None:
+    """Stopped before a method had any result, and before there was a table: the run's recipe says what it was to hold."""
+    run = write_run(tmp_path / "run", run_of(METHODS))
+    (run / "table.json").unlink()
+    config = {"seeds": [0, 1], "split": "test", "methods": [*METHODS, "spin", "my_lab.ipo:METHOD"]}
+    (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"no result of spin, seed 0, .* \(and \d+ more cells\).*finish the comparison first"):
+        submit(run, tmp_path / "results")
+    assert submit(run, tmp_path / "results", methods=METHODS).written
+
+
 def test_chosen_methods_need_not_wait_for_the_others(tmp_path: Path) -> None:
     failures = [{"method": "spin", "task": "quiz", "reason": "train spin: diverged"}]
     run = write_run(tmp_path / "run", run_of(METHODS), failures)
