@@ -184,9 +184,8 @@ def _check_complete(run: Path, results: Sequence[CellResult], whole: bool) -> No
     tasks = sorted({result.task for result in results} | _asked_tasks(run))
     trained = {result.method for result in results if _trained(result)}
     seeds = sorted({result.seed for result in results if result.method in trained} | set(configuration.get("seeds", ())))
-    named = {
-        str(name) for name in configuration.get("methods") or () if ":" not in str(name)
-    }  # of others the name is in the module
+    # A method from outside is named by its module there, not by its own name.
+    named = {str(name) for name in configuration.get("methods") or () if ":" not in str(name)}
     asked = {name for name in _asked_methods(run) | named if not ROUND.search(name)} if whole else set()
     methods = {result.method for result in results} | asked
     there = {(result.method, result.seed, result.task) for result in results}

@@ -25,10 +25,7 @@ HOW_TO_READ = (
     ),
     ("Best", "marks every method that is not significantly worse than the best of its table, never just the maximum."),
     ("Tuned", "how many configurations were tried on which split before the test items were asked."),
-    (
-        "Cost",
-        "seconds of training, and positions computed in it (a pair shares its prompt; sampling and critics are not counted).",
-    ),
+    ("Cost", "seconds of training, sampling included, and positions that its steps computed (a pair shares its prompt)."),
 )
 NO_AVERAGE = (
     "Tasks are not averaged into one ranking: they have different scales, and some ask the same items. Rank by the task that you "
